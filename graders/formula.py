@@ -47,6 +47,7 @@ _UNARY: dict[str, Callable[[float], float]] = {
     "log": math.log,
 }
 _MANY: dict[str, Callable[[list[float]], float]] = {"min": min, "max": max}
+_BINARY_OP, _NUMBER, _NAME, _UNARY_OP, _MANY_OP = range(5)
 FUNCTIONS = (*_MANY, *_UNARY)
 
 
@@ -56,7 +57,7 @@ class Formula:
 
     source: str
     names: tuple[str, ...]
-    program: tuple[tuple[str, Any], ...]
+    program: tuple[tuple[int, Any], ...]
 
     def evaluate(self, scores: Mapping[str, float]) -> float:
         """The value for these scores. Raises `Ungradable` (other_error) where arithmetic has no real,
@@ -70,17 +71,17 @@ class Formula:
         return value
 
 
-def _run(program: tuple[tuple[str, Any], ...], scores: Mapping[str, float]) -> float:
+def _run(program: tuple[tuple[int, Any], ...], scores: Mapping[str, float]) -> float:
     stack: list[float] = []
     for kind, what in program:
-        if kind == "number":
-            stack.append(what)
-        elif kind == "name":
-            stack.append(scores[what])
-        elif kind == "binary":
+        if kind == _BINARY_OP:
             right = stack.pop()
             stack[-1] = what(stack[-1], right)
-        elif kind == "unary":
+        elif kind == _NUMBER:
+            stack.append(what)
+        elif kind == _NAME:
+            stack.append(scores[what])
+        elif kind == _UNARY_OP:
             stack[-1] = what(stack[-1])
         else:
             function, count = what
@@ -111,7 +112,7 @@ def parse_formula(source: str, names: Collection[str], where: str = "calculate_o
 class _Parser:
     def __init__(self, source: str, known: Collection[str], where: str) -> None:
         self.source, self.known, self.where = source, known, where
-        self.program: list[tuple[str, Any]] = []
+        self.program: list[tuple[int, Any]] = []
         self.names: list[str] = []
         self.depth = 0
         self.end = 0
@@ -152,14 +153,14 @@ class _Parser:
             apply = _BINARY[self.text]
             self.advance()
             operand()
-            self.program.append(("binary", apply))
+            self.program.append((_BINARY_OP, apply))
 
     def sign(self) -> None:
         self.deeper()
         if self.text == "-":
             self.advance()
             self.sign()
-            self.program.append(("unary", operator.neg))
+            self.program.append((_UNARY_OP, operator.neg))
         elif self.text == "+":
             self.advance()
             self.sign()
@@ -172,11 +173,11 @@ class _Parser:
         if self.text == "^":
             self.advance()
             self.sign()
-            self.program.append(("binary", _BINARY["^"]))
+            self.program.append((_BINARY_OP, _BINARY["^"]))
 
     def atom(self) -> None:
         if self.kind == "number" and self.text is not None:
-            self.program.append(("number", float(self.text)))
+            self.program.append((_NUMBER, float(self.text)))
             self.advance()
         elif self.kind == "name" and self.text is not None:
             self.name(self.text)
@@ -199,7 +200,7 @@ class _Parser:
             self.call(name, start)
         elif name in self.known:
             self.names.append(name)
-            self.program.append(("name", name))
+            self.program.append((_NAME, name))
         else:
             raise self.unknown(name, start, self.known, "a key of graders")
 
@@ -218,9 +219,9 @@ class _Parser:
             raise self.error(f"expected one argument, not {count}")
         self.close()
         if name in _UNARY:
-            self.program.append(("unary", _UNARY[name]))
+            self.program.append((_UNARY_OP, _UNARY[name]))
         else:
-            self.program.append(("many", (_MANY[name], count)))
+            self.program.append((_MANY_OP, (_MANY[name], count)))
 
     def unknown(self, name: str, start: int, known: Collection[str], what: str) -> GraderError:
         self.start, self.text = start, name

@@ -11,10 +11,10 @@ import atexit
 import hashlib
 import json
 import os
-import queue
 import threading
 import time
 import weakref
+from collections import deque
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Protocol
@@ -26,6 +26,7 @@ from graders.result import Grade, merge_usage
 from graders.spec import read_spec
 from graders.templates import Template
 
+PROGRESS = 0.05  # seconds between looks at what has finished
 Pair = tuple[dict[str, Any], dict[str, Any]]  # (item, sample)
 OnGrade = Callable[[int, Grade], None]
 
@@ -77,6 +78,8 @@ class Grader:
         else:
             self._keys = (self.name,)
             self._add(self.name, spec, "grader", options)
+        self._scores = [(key, leaf.score) for key, leaf in self._local.items()]
+        self._notes = "\n".join(f"{key}: {leaf.note}" for key, leaf in self._local.items() if leaf.note)
         self._invalid = float(spec.get("invalid_grade", 0.0))
         _open.add(self)
 
@@ -118,52 +121,75 @@ class Grader:
     def _grade_local(
         self, pairs: Sequence[Pair], grades: list[Grade | None], on_grade: OnGrade | None
     ) -> None:
-        single = self._local[self._keys[0]] if self._formula is None else None
+        one = self._local[self._keys[0]].grade if self._formula is None else self._grade_quickly
         for index, (item, sample) in enumerate(pairs):
-            if single is not None:
-                grade = single.grade(item, sample)
-            else:
-                grade = self._combine({key: leaf.grade(item, sample) for key, leaf in self._local.items()})
-            grades[index] = grade
+            grade = grades[index] = one(item, sample)
             if on_grade is not None:
                 on_grade(index, grade)
+
+    def _grade_quickly(self, item: dict[str, Any], sample: dict[str, Any]) -> Grade:
+        """A multi grader whose parts are all plain functions: no Grade per part unless one of them fails."""
+        assert self._formula is not None
+        start = time.perf_counter()
+        scores: dict[str, float | None] = {}
+        try:
+            for key, score in self._scores:
+                scores[key] = score(item, sample)
+            reward = self._formula.evaluate(scores)  # type: ignore[arg-type]
+        except Ungradable:
+            return self._combine({key: leaf.grade(item, sample) for key, leaf in self._local.items()})
+        return Grade(
+            reward, scores, seconds=time.perf_counter() - start, logs=self._notes, invalid_grade=self._invalid
+        )
 
     def _grade_batched(
         self, pairs: Sequence[Pair], grades: list[Grade | None], on_grade: OnGrade | None
     ) -> None:
-        done: queue.SimpleQueue[tuple[str, int, Grade | BaseException]] = queue.SimpleQueue()
-
-        def work(key: str, leaf: Leaf) -> None:
-            try:
-                leaf.run(pairs, lambda index, grade: done.put((key, index, grade)))
-            except BaseException as error:
-                done.put((key, -1, error))
-
-        for key, leaf in self._batched.items():
-            threading.Thread(target=work, args=(key, leaf), daemon=True, name=f"grader-{key}").start()
-        parts: list[dict[str, Grade]] = [
-            {key: leaf.grade(item, sample) for key, leaf in self._local.items()} for item, sample in pairs
-        ]
-        open_count = len(pairs)
+        # Results are collected without waking this thread for each: at a thousand a second and more, the
+        # wake-ups would cost as much as the grading.
+        done: deque[tuple[str, int, Grade]] = deque()
+        errors: list[BaseException] = []
+        running = [threading.Thread(target=self._run_leaf, args=(key, leaf, pairs, done, errors), daemon=True)
+                   for key, leaf in self._batched.items()]  # fmt: skip
         try:
-            while open_count:
-                key, index, grade = done.get()
-                if isinstance(grade, BaseException):
-                    raise grade
-                part = parts[index]
-                part[key] = grade
-                if len(part) < len(self._keys):
-                    continue
-                whole = grade if self._formula is None else self._combine(part)
-                grades[index] = whole
-                parts[index] = {}
-                open_count -= 1
-                if on_grade is not None:
-                    on_grade(index, whole)
+            for thread in running:
+                thread.start()
+            parts = [
+                {key: leaf.grade(item, sample) for key, leaf in self._local.items()} for item, sample in pairs
+            ]
+            while running:
+                running[0].join(PROGRESS)
+                running = [thread for thread in running if thread.is_alive()]
+                if errors:
+                    raise errors[0]
+                while done:
+                    key, index, grade = done.popleft()
+                    part = parts[index]
+                    part[key] = grade
+                    if len(part) < len(self._keys):
+                        continue
+                    whole = grade if self._formula is None else self._combine(part)
+                    grades[index] = whole
+                    parts[index] = {}
+                    if on_grade is not None:
+                        on_grade(index, whole)
         except BaseException:
             # An interrupt or a caller's error: nothing may go on grading behind its back.
             self.close()
             raise
+
+    @staticmethod
+    def _run_leaf(
+        key: str,
+        leaf: Leaf,
+        pairs: Sequence[Pair],
+        done: deque[tuple[str, int, Grade]],
+        errors: list[BaseException],
+    ) -> None:
+        try:
+            leaf.run(pairs, lambda index, grade: done.append((key, index, grade)))
+        except BaseException as error:
+            errors.append(error)
 
     def _combine(self, found: dict[str, Grade]) -> Grade:
         parts = {key: found[key] for key in self._keys}

@@ -26,7 +26,8 @@ class Grade:
     seconds: wall-clock spent on this sample (of a multi grader: its slowest part, as parts run together)
     token_usage: model -> {prompt_tokens, completion_tokens, total_tokens, cached_tokens}
     logs: what a python grader printed, or a judge's reasoning steps
-    parts: of a multi grader: key -> that sub-grader's own Grade
+    parts: of a multi grader: key -> that sub-grader's own Grade; empty where every part is a function of
+        two texts and none failed, since `sub_rewards` then says it all
     invalid_grade: the number that stands for a missing reward in the `graders.run` response
     """
 

@@ -48,6 +48,14 @@ class Path:
     def find(self, item: Any, sample: Any) -> Any:
         """The value there. Raises `Ungradable` naming the first part that is missing."""
         value = item if self.namespace == "item" else sample
+        for step in self.steps:  # the plain case: objects all the way, everything present
+            if type(value) is not dict or step not in value:
+                return self._search(item, sample)
+            value = value[step]
+        return value if value is not None else self._search(item, sample)
+
+    def _search(self, item: Any, sample: Any) -> Any:
+        value = item if self.namespace == "item" else sample
         for depth, step in enumerate(self.steps):
             found = _descend(value, step)
             if depth == 0 and self.is_output_json and (found is MISSING or found is None):

@@ -297,6 +297,8 @@ def read_reply(reply: dict[str, Any]) -> tuple[Outcome, bool]:
             inner = json.loads(reply["reply"])
         except (ValueError, RecursionError):
             inner = None
+        if isinstance(inner, float):
+            inner = {"score": inner}
         reply = (
             inner if isinstance(inner, dict) else {"error": "the grader's process sent no readable result"}
         )

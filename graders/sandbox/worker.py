@@ -1,10 +1,9 @@
 """The program inside the sandbox: holds one grader's source, warm, and answers calls over two pipes.
 
-It runs alone (no import of this package), started with three arguments' worth of JSON on its first input
-line. Every further line is one call, `[sample, item]`; every reply is one JSON line. With isolation
-"call" each call runs in a fresh fork of this process, which never looks at the model's text itself: the
-fork parses it, grades, and writes one line; whatever the fork did to its own memory dies with it. With
-isolation "worker" the call runs right here: faster, and a hostile answer can then forge later rewards.
+It runs alone (no import of this package), configured by its first input line. Every further
+line is one call, `[sample, item]`; every reply is one JSON line. With isolation "call" each call runs
+in a fresh fork of this process, and whatever it does to its own memory dies with it. With isolation
+"worker" the call runs right here: faster, and a hostile answer can then forge later rewards.
 
 After each call every other process in the sandbox is killed before the reply is sent, so that a reply
 never belongs to anyone but its own sample. If the call left files behind that cannot be swept away
@@ -20,7 +19,6 @@ import numbers
 import os
 import resource
 import select
-import shutil
 import signal
 import sys
 import time
@@ -30,39 +28,63 @@ MAX_REPLY = 1 << 20  # bytes a call may send back: a number and a traceback need
 MAX_LOG = 64 << 10  # bytes of output kept per call; the rest is read and dropped
 MAX_FILES = 100_000  # files and folders a call may have at once
 MAX_SWEEP = 1_000  # above that many left-over files a new sandbox is quicker than sweeping
+QUICK = 2  # milliseconds that a quick call takes at most
+REQUESTS, REPLIES = 3, 4  # descriptors of the pipes to the pool, side by side
 TICK = 0.05  # seconds between looks at a running call
 WRITABLE = ("/tmp", "/dev/shm")
+parse = json.JSONDecoder().scan_once
 
 
 def main():
-    requests, replies = os.dup(0), os.dup(1)
+    os.dup2(0, REQUESTS, inheritable=False)
+    os.dup2(1, REPLIES, inheritable=False)
     null = os.open(os.devnull, os.O_RDWR)
+    lines = read_lines(REQUESTS)
+    config = json.loads(next(lines))
+    protect(config)
+    config["sandboxed"] = config["host_pid_namespace"] is not None
     log_read, log_write = os.pipe()
     os.set_blocking(log_read, False)
-    lines = read_lines(requests)
-    config = json.loads(next(lines))
+    os.set_blocking(log_write, False)  # a source that floods while it loads loses output, and does not hang
     os.dup2(null, 0)
     os.dup2(log_write, 1)
     os.dup2(log_write, 2)
     os.close(log_write)
-    protect(config)
+    sys.stdout, sys.stderr = unbuffered(1), unbuffered(2)
     grade, error = load_source(config["source"])
-    logs = drain(log_read)
+    logs = drain(log_read).decode("utf-8", "replace")
     for descriptor in (1, 2):
         os.dup2(null, descriptor)
     os.close(log_read)
-    send(replies, {"ready": error is None, "error": error, "logs": logs})
+    send(REPLIES, {"ready": error is None, "error": error, "logs": logs})
     if error is not None:
         return
+    if config["sandboxed"]:
+        config["files"] = files_in_use()
+    call = call_in_fork if config["isolation"] == "call" else call_here
+    warm_up()
+    for line in lines:
+        reply, clean = call(grade, line, config)
+        write(REPLIES, reply)
+        if not clean:
+            return
+
+
+def unbuffered(descriptor):
+    """A text stream that keeps nothing back, so that what was printed survives a kill."""
+    raw = io.FileIO(descriptor, "w", closefd=False)
+    return io.TextIOWrapper(raw, "utf-8", "backslashreplace", write_through=True)
+
+
+def warm_up():
+    """Touch what a call may need, so that forks share it, and keep the collector off those pages."""
+    try:
+        raise ValueError("warm-up")
+    except ValueError:
+        traceback.format_exc()
     gc.collect()
     gc.disable()
-    gc.freeze()  # keeps the collector off shared pages, so that forks stay cheap
-    call = call_in_fork if config["isolation"] == "call" else call_here
-    for line in lines:
-        reply = call(grade, line, config, requests, replies)
-        send(replies, reply)
-        if reply.get("bye"):
-            return
+    gc.freeze()
 
 
 def read_lines(descriptor):
@@ -72,11 +94,15 @@ def read_lines(descriptor):
         if not data:
             return
         *complete, pending = (pending + data).split(b"\n") if pending else data.split(b"\n")
-        yield from complete
+        for line in complete:
+            yield line.decode()
 
 
 def send(descriptor, reply):
-    data = json.dumps(reply).encode() + b"\n"
+    write(descriptor, json.dumps(reply).encode() + b"\n")
+
+
+def write(descriptor, data):
     while data:
         data = data[os.write(descriptor, data) :]
 
@@ -121,10 +147,6 @@ def load_source(source):
             raise NameError("the source defines no function 'grade'")
     except BaseException:
         return None, own_traceback()
-    finally:
-        with contextlib.suppress(BaseException):
-            sys.stdout.flush()
-            sys.stderr.flush()
     return grade, None
 
 
@@ -138,15 +160,6 @@ def own_traceback():
     except BaseException:  # a hostile __str__
         text = "an exception that cannot be printed"
     return text if len(text) < 8000 else text[:4000] + "\n…\n" + text[-4000:]
-
-
-def score(grade, line):
-    """Run one call. {"score": float} or {"error": text}. See `number` for what counts as a score."""
-    sample, item = json.loads(line)
-    try:
-        return {"score": number(grade(sample, item))}
-    except BaseException:
-        return {"error": own_traceback()}
 
 
 def number(value):
@@ -167,84 +180,106 @@ def number(value):
 # ---- isolation "worker": in this process ----------------------------------------------------------
 
 
-def call_here(grade, line, config, requests, replies):
+def call_here(grade, line, config):
+    sample, item = parse(line, 0)[0]
     log = io.StringIO()
     start = time.monotonic()
     with contextlib.redirect_stdout(log), contextlib.redirect_stderr(log):
-        reply = score(grade, line)
+        try:
+            reply = {"score": number(grade(sample, item))}
+        except BaseException:
+            reply = {"error": own_traceback()}
     reply["seconds"] = time.monotonic() - start
     text = log.getvalue()
     if text:
         reply["logs"] = text[:MAX_LOG]
-    return reply
+    return json.dumps(reply).encode() + b"\n", True
 
 
 # ---- isolation "call": in a fork ------------------------------------------------------------------
+#
+# A fork costs mostly the pages that it touches, so the parent does what can be done before it, and the
+# fork itself imports nothing, opens nothing, and writes a plain number where all goes well.
 
 
-def call_in_fork(grade, line, config, requests, replies):
+def call_in_fork(grade, line, config):
+    sample, item = parse(line, 0)[0]
+    sandboxed = config["sandboxed"]
     result_read, result_write = os.pipe()
     log_read, log_write = os.pipe()
+    os.set_blocking(result_read, False)
+    os.set_blocking(log_read, False)
+    poll = select.poll()
+    poll.register(result_read, select.POLLIN)
     start = time.monotonic()
     child = os.fork()
     if child == 0:
         try:
-            os.close(requests)
-            os.close(replies)
-            os.close(result_read)
-            os.close(log_read)
+            os.closerange(REQUESTS, REPLIES + 1)
             os.dup2(log_write, 1)
             os.dup2(log_write, 2)
-            os.close(log_write)
-            answer(grade, line, config, result_write)
+            if not sandboxed:
+                os.setsid()
+            answer(grade, sample, item, result_write)
         finally:
             os._exit(0)
-    os.close(result_write)
-    os.close(log_write)
-    os.set_blocking(result_read, False)
-    os.set_blocking(log_read, False)
-    try:
-        result, logs, why, ended = watch(child, result_read, log_read, start, config)
-        everyone_else(config, child)
-        status = ended if ended is not None else os.waitpid(child, 0)[1]
-        logs += drain(log_read, MAX_LOG - len(logs))
-    finally:
-        os.close(result_read)
-        os.close(log_read)
-    reply = {"seconds": time.monotonic() - start}
+    # Until the fork is gone every page touched here is copied, so a quick call is waited for and ended
+    # before anything else is done. Its line, at most a few kB, waits in the pipe.
+    why = ended = None
+    result = logs = b""
+    if not poll.poll(QUICK):
+        resource.prlimit(child, resource.RLIMIT_CPU, (config["cpu_seconds"], config["cpu_seconds"]))
+        os.close(result_write)
+        os.close(log_write)
+        result_write = -1
+        result, logs, why, ended = watch(child, poll, result_read, log_read, start, config)
+    kill_others(sandboxed, child)
+    status = ended if ended is not None else os.waitpid(child, 0)[1]
+    seconds = time.monotonic() - start
+    if result_write >= 0:
+        os.close(result_write)
+        os.close(log_write)
+    if sandboxed:
+        wait_for_others()
+    if not why:
+        result += read_rest(result_read)
+    logs += drain(log_read, MAX_LOG - len(logs))
+    os.close(result_read)
+    os.close(log_read)
+    clean = not sandboxed or sweep(config["files"])
+    if clean and not logs and not why and len(result) < 40:
+        try:
+            return b'{"reply": "%r", "seconds": %r}\n' % (float(result), seconds), True
+        except ValueError:
+            pass
+    return encode(result, logs.decode("utf-8", "replace"), why, status, seconds, clean), clean
+
+
+def encode(result, logs, why, status, seconds, clean):
+    """The reply line where there is more to say than a number."""
+    reply = {"seconds": seconds, "logs": logs, "bye": not clean}
     if why:
         reply["error"] = why
     elif result.endswith(b"\n"):
         reply["reply"] = result.decode("utf-8", "replace")
     else:
         reply["error"] = death(status)
-    if logs:
-        reply["logs"] = logs
-    if config["host_pid_namespace"] is not None and not sweep():
-        reply["bye"] = True
-    return reply
+    return json.dumps(reply).encode() + b"\n"
 
 
-def answer(grade, line, config, result_write):
-    os.setsid()
-    cpu = config["cpu_seconds"]
-    resource.setrlimit(resource.RLIMIT_CPU, (cpu, cpu))
-    gc.enable()
-    sys.stdout = io.TextIOWrapper(
-        io.FileIO(1, "w", closefd=False), "utf-8", "backslashreplace", write_through=True
-    )
-    sys.stderr = io.TextIOWrapper(
-        io.FileIO(2, "w", closefd=False), "utf-8", "backslashreplace", write_through=True
-    )
-    reply = score(grade, line)
-    send(result_write, reply)
+def answer(grade, sample, item, result_write):
+    try:
+        value = grade(sample, item)
+        if type(value) is not float or value - value != 0:
+            value = number(value)
+        os.write(result_write, b"%r\n" % value)
+    except BaseException:
+        send(result_write, {"error": own_traceback()})
 
 
-def watch(child, result_read, log_read, start, config):
+def watch(child, poll, result_read, log_read, start, config):
     """Wait for the call's one line. Returns (bytes, logs, reason it was cut off or None, exit status or None)."""
-    result, kept, size = b"", [], 0
-    poll = select.poll()
-    poll.register(result_read, select.POLLIN)
+    result = logs = b""
     poll.register(log_read, select.POLLIN)
     deadline = start + config["timeout"]
     tick = start + TICK
@@ -256,28 +291,26 @@ def watch(child, result_read, log_read, start, config):
             except BlockingIOError:
                 continue
             if descriptor == log_read:
+                logs += data[: MAX_LOG - len(logs)]
                 if not data:
                     poll.unregister(log_read)
-                elif size < MAX_LOG:
-                    kept.append(data[: MAX_LOG - size])
-                    size += len(kept[-1])
                 continue
             result += data
-            if not data or data.endswith(b"\n") or len(result) > MAX_REPLY:
-                why = f"the reply is larger than {MAX_REPLY} bytes" if len(result) > MAX_REPLY else None
-                return result, text(kept), why, None
+            if len(result) > MAX_REPLY:
+                return b"", logs, f"the reply is larger than {MAX_REPLY} bytes", None
+            if not data or data.endswith(b"\n"):
+                return result, logs, None, None
         now = time.monotonic()
         if now >= deadline:
-            return result, text(kept), f"TimeoutError: no result after {config['timeout']:g} seconds", None
+            return b"", logs, f"TimeoutError: no result after {config['timeout']:g} seconds", None
         if now >= tick:
             tick = now + TICK
             ended, status = os.waitpid(child, os.WNOHANG)
             if ended:
-                # Its last line may still be in the pipe; a left-over process may hold the pipe open.
-                result += read_rest(result_read)
-                return result, text(kept), None, status
-            if config["host_pid_namespace"] is not None and files_in_use() > MAX_FILES:
-                return result, text(kept), f"OSError: more than {MAX_FILES} files", None
+                # Its last line may still be in the pipe, which a left-over process may hold open.
+                return result, logs, None, status
+            if config["sandboxed"] and files_in_use() > MAX_FILES:
+                return b"", logs, f"OSError: more than {MAX_FILES} files", None
 
 
 def read_rest(descriptor):
@@ -287,32 +320,40 @@ def read_rest(descriptor):
         return b""
 
 
-def text(kept):
-    return b"".join(kept).decode("utf-8", "replace")
-
-
 def drain(descriptor, limit=MAX_LOG):
     kept = b""
-    with contextlib.suppress(BlockingIOError):
+    try:
         while len(kept) < limit:
             data = os.read(descriptor, 1 << 16)
             if not data:
                 break
             kept += data
-    return kept[: max(0, limit)].decode("utf-8", "replace")
+    except BlockingIOError:
+        pass
+    return kept[:limit] if limit > 0 else b""
 
 
-def everyone_else(config, child):
+def kill_others(sandboxed, child):
     """Kill all that the call started, however it hid: everything in this pid namespace but us."""
-    if config["host_pid_namespace"] is not None:
-        with contextlib.suppress(ProcessLookupError):
+    try:
+        if sandboxed:
             os.kill(-1, signal.SIGKILL)
-    else:
-        # Without a namespace (--unsafe-graders) only the call's own session can be found.
-        with contextlib.suppress(ProcessLookupError, PermissionError):
-            os.killpg(child, signal.SIGKILL)
-        with contextlib.suppress(ProcessLookupError):
+        else:
+            # Without a namespace (--unsafe-graders) only the call's own session can be found.
             os.kill(child, signal.SIGKILL)
+            os.killpg(child, signal.SIGKILL)
+    except (ProcessLookupError, PermissionError):
+        pass
+
+
+def wait_for_others():
+    """A killed process may run on for microseconds: no reply before the last one is gone."""
+    try:
+        while True:
+            os.kill(-1, signal.SIGKILL)
+            time.sleep(0.0005)
+    except ProcessLookupError:
+        pass
 
 
 def death(status):
@@ -332,25 +373,29 @@ def files_in_use():
     return total
 
 
-def sweep():
+def sweep(clean):
     """Empty the writable folders. False when that would take long or does not work."""
-    for folder in WRITABLE:
-        with os.scandir(folder) as entries:
-            left = next(entries, None)
-        if left is None:
-            continue
-        if files_in_use() > MAX_SWEEP:
-            return False
-        try:
-            for name in os.listdir(folder):
-                path = os.path.join(folder, name)
-                if os.path.isdir(path) and not os.path.islink(path):
-                    shutil.rmtree(path)
-                else:
-                    os.unlink(path)
-        except (OSError, RecursionError):
-            return False
-    return True
+    used = files_in_use()
+    if used == clean:
+        return True
+    if used > MAX_SWEEP:
+        return False
+    try:
+        for folder in WRITABLE:
+            empty(folder)
+    except (OSError, RecursionError):
+        return False
+    return files_in_use() == clean
+
+
+def empty(folder):
+    for entry in list(os.scandir(folder)):
+        if entry.is_dir(follow_symlinks=False):
+            os.chmod(entry.path, 0o700)
+            empty(entry.path)
+            os.rmdir(entry.path)
+        else:
+            os.unlink(entry.path)
 
 
 if __name__ == "__main__":
