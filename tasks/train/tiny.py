@@ -31,9 +31,11 @@ SHAPE: dict[str, Any] = {
 }
 SPECIAL_TOKENS = ("<|pad|>", "<|endoftext|>", "<|im_start|>", "<|im_end|>")
 
-# One piece per identifier ("E11.9", "T2DM", "B02.9"), so that what a job uses often becomes one token and
-# an answer stays short; one piece per digit of a bare number, so that arithmetic sees its digits.
-PIECES = r" ?\p{L}+\p{N}[\p{L}\p{N}]*(?:\.[\p{L}\p{N}]+)*| ?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
+# One piece per identifier ("E11.9", "T2DM", "ICD-10-CM"), so that what a job uses often becomes one token
+# and answers stay short. In a list the space goes with the comma, so that an identifier is the same token
+# in every place. One piece per digit of a bare number, so that arithmetic sees its digits.
+IDENTIFIER = r"\p{L}+[-.]?\p{N}[\p{L}\p{N}]*(?:[-.][\p{L}\p{N}]+)*"
+PIECES = rf", (?={IDENTIFIER})| ?{IDENTIFIER}| ?\p{{L}}+| ?\p{{N}}| ?[^\s\p{{L}}\p{{N}}]+|\s+(?!\S)|\s+"
 
 # ChatML as Qwen3 speaks it, without its thinking blocks. The `generation` marks are what TRL reads to
 # train on the assistant's tokens only; the end-of-turn token is inside them, the newline after it is not.
