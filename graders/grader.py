@@ -250,7 +250,19 @@ def _batched(
         from graders.python_code import PythonGrader
 
         return PythonGrader(spec, where, options), []
-    raise GraderError(f"{where}.type: {kind!r} is not supported yet")
+    if kind == "endpoint":
+        from graders.endpoint import EndpointGrader
+
+        return EndpointGrader(spec, where, options), []
+    if kind == "text_similarity":
+        from graders.embedding import CosineGrader
+
+        cosine = CosineGrader(spec, where, options)
+        return cosine, cosine.templates
+    from graders.judge import ModelGrader
+
+    judge = ModelGrader(spec, where, options)
+    return judge, judge.templates
 
 
 _open: weakref.WeakSet[Grader] = weakref.WeakSet()

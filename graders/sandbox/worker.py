@@ -32,7 +32,7 @@ QUICK = 2  # milliseconds that a quick call takes at most
 REQUESTS, REPLIES = 3, 4  # descriptors of the pipes to the pool, side by side
 TICK = 0.05  # seconds between looks at a running call
 WRITABLE = ("/tmp", "/dev/shm")
-parse = json.JSONDecoder().scan_once
+parse = json.JSONDecoder().scan_once  # type: ignore[attr-defined]
 
 
 def main():

@@ -33,7 +33,9 @@ def test_multi_adds_python_and_text():
     }
     with load(spec, workers=1) as grader:
         seen = []
-        grades = grader.grade([({"answer": "abcde"}, sample_from_text("abcde"))] * 3, lambda i, g: seen.append(i))
+        grades = grader.grade(
+            [({"answer": "abcde"}, sample_from_text("abcde"))] * 3, lambda i, g: seen.append(i)
+        )
     assert [g.reward for g in grades] == [0.75] * 3
     assert grades[0].sub_rewards == {"exact": 1.0, "length": 0.5}
     assert grades[0].logs == "length: seen\n"
