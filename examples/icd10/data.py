@@ -29,10 +29,11 @@ from typing import Any
 
 Row = dict[str, Any]
 
-INSTRUCTION = "Give the ICD-10-CM codes to bill, separated by commas, or none."
-SIZES = {"test": 300, "validation": 100, "train": 800, "demonstrations": 2400}
-HELD_OUT_SHARE = 0.3  # of clauses and of names in validation and test, where there is a choice
-PAIR_SHARE = 0.3  # clauses that name two conditions: "denies gout or asthma"
+INSTRUCTION = "List the ICD-10-CM codes to bill, or none."
+SIZES = {"test": 300, "validation": 100, "train": 800, "demonstrations": 3000}
+HELD_OUT_NAMES = 0.3  # of mentions in validation and test whose condition has a held-out name
+HELD_OUT_PHRASES = 0.12  # of clauses in validation and test
+PAIR_SHARE = 0.2  # clauses that name two conditions: "denies gout or asthma"
 
 
 @dataclass(frozen=True)
@@ -129,12 +130,6 @@ CONDITIONS = (
         resolves=True,
     ),
     Condition("N20.0", "Calculus of kidney", ("kidney stones", "renal stones"), familial=True, resolves=True),
-    Condition(
-        "I26.99",
-        "Other pulmonary embolism without acute cor pulmonale",
-        ("pulmonary embolism",),
-        resolves=True,
-    ),
     Condition("J02.9", "Acute pharyngitis, unspecified", ("pharyngitis",), "sore throat", resolves=True),
     Condition("B02.9", "Zoster without complications", ("shingles", "herpes zoster"), resolves=True),
     Condition(
@@ -142,12 +137,6 @@ CONDITIONS = (
         "Epilepsy, unspecified, not intractable, without status epilepticus",
         ("epilepsy",),
         "seizure disorder",
-        familial=True,
-    ),
-    Condition(
-        "K57.90",
-        "Diverticulosis of intestine, part unspecified, without perforation or bleeding",
-        ("diverticulosis",),
         familial=True,
     ),
     Condition("M06.9", "Rheumatoid arthritis, unspecified", ("rheumatoid arthritis",), familial=True),
@@ -170,101 +159,68 @@ class Status:
 STATUSES = (
     Status(
         "present",
-        True,
-        26,
-        (
-            "has {x}",
-            "presents with {x}",
-            "assessment: {x}",
-            "{x} confirmed today",
-            "treated today for {x}",
-            "evidence of {x} on exam",
-        ),
-        ("exam confirmed {x}", "here today with {x}"),
+        billed=True,
+        weight=32,
+        phrases=("has {x}", "active {x}", "ongoing {x}", "confirmed {x}", "treated for {x}"),
+        held_out_phrases=("presents with {x}", "here for {x}"),
     ),
     Status(
         "qualified",
-        True,
-        16,
-        (
-            "{x} not well controlled",
-            "{x} no better on treatment",
-            "{x} has not resolved",
-            "{x} stable with no change",
-            "sister helps manage {x}",
-            "denies side effects of treatment for {x}",
+        billed=True,
+        weight=16,
+        phrases=(
+            "uncontrolled {x}",
+            "worsening {x}",
+            "no change in {x}",
+            "no relief from {x}",
+            "{x} not controlled",
         ),
-        ("{x} with no change on treatment", "{x} not better"),
+        held_out_phrases=("no relief from ongoing {x}", "{x} not better"),
     ),
     Status(
         "denied",
-        False,
-        17,
-        ("denies {x}", "no {x}", "negative for {x}", "no signs of {x}", "without {x}", "reports no {x}"),
-        ("no evidence of {x}", "denies signs of {x}"),
+        billed=False,
+        weight=17,
+        phrases=("denies {x}", "no {x}", "without {x}", "negative for {x}"),
+        held_out_phrases=("denies any {x}", "no evidence of {x}"),
     ),
     Status(
         "ruled_out",
-        False,
-        11,
-        (
-            "{x} ruled out",
-            "workup excluded {x}",
-            "{x} excluded on exam",
-            "tests negative, not {x}",
-            "concern for {x} now excluded",
-        ),
-        ("exam ruled out {x}", "workup negative for {x}"),
+        billed=False,
+        weight=10,
+        phrases=("excluded {x}", "exam ruled out {x}", "not consistent with {x}", "{x} ruled out"),
+        held_out_phrases=("tests ruled out {x}", "{x} excluded"),
     ),
     Status(
         "family_history",
-        False,
-        11,
-        (
-            "mother had {x}",
-            "father has {x}",
-            "family history of {x}",
-            "brother treated for {x}",
-            "sister diagnosed with {x}",
-            "{x} in father",
-        ),
-        ("sister has {x}", "{x} in the family"),
+        billed=False,
+        weight=9,
+        phrases=("mother had {x}", "father had {x}", "sister has {x}", "family history of {x}"),
+        held_out_phrases=("sister had {x}", "mother has {x}"),
     ),
     Status(
         "resolved",
-        False,
-        11,
-        (
-            "{x} resolved",
-            "past {x} now clear",
-            "{x} last year, recovered",
-            "previous {x} no longer treated",
-            "had {x} years ago",
-        ),
-        ("{x} now resolved", "previous {x}, recovered"),
+        billed=False,
+        weight=8,
+        phrases=("past {x}", "previous {x}", "recovered from {x}", "{x} resolved"),
+        held_out_phrases=("fully recovered from {x}", "resolved {x}"),
     ),
     Status(
         "suspected",
-        False,
-        11,
-        (
-            "possible {x}",
-            "suspected {x}, tests pending",
-            "probable {x}",
-            "{x} not yet confirmed",
-            "to be evaluated for {x}",
-        ),
-        ("possible {x}, not confirmed", "tests pending for {x}"),
+        billed=False,
+        weight=8,
+        phrases=("possible {x}", "suspected {x}", "probable {x}", "{x} not confirmed"),
+        held_out_phrases=("possible but not confirmed {x}", "suspected or probable {x}"),
     ),
 )
 
-# How often the junior coder bills a mention that must not be billed. The second condition under a shared
-# negation ("denies gout or asthma") is missed more often than the first, as real coders do.
-JUNIOR_CODES = {"denied": 0.3, "ruled_out": 0.4, "family_history": 0.6, "resolved": 0.65, "suspected": 0.7}
-JUNIOR_CODES_SECOND = 0.7
+# How often the junior coder bills a mention that must not be billed.
+JUNIOR_CODES = {"denied": 0.15, "ruled_out": 0.25, "family_history": 0.4, "resolved": 0.75, "suspected": 0.4}
 JUNIOR_MISSES = 0.04  # of the mentions that must be billed
 
-VISITS = ("clinic", "follow-up", "telehealth", "emergency", "annual exam")
+# How many clauses a note may have. Some demonstrations are of a single clause: short notes are where a
+# model that starts from nothing finds out which words belong to which code.
+CLAUSES = {"demonstrations": (1, 2, 2, 2, 3), "train": (2, 2, 3), "validation": (2, 2, 3), "test": (2, 2, 3)}
 
 
 @dataclass(frozen=True)
@@ -282,14 +238,14 @@ def make_clause(rng: random.Random, status: Status, conditions: list[Condition],
     held_out = split in ("validation", "test")
     unseen = set()
     phrases = status.phrases
-    if held_out and rng.random() < HELD_OUT_SHARE:
+    if held_out and rng.random() < HELD_OUT_PHRASES:
         phrases = status.held_out_phrases
         unseen.add("phrasing")
     if len(conditions) == 2:  # a list reads naturally only after its cue
         phrases = tuple(phrase for phrase in phrases if phrase.endswith("{x}")) or phrases
     names = []
     for condition in conditions:
-        if held_out and condition.held_out_name and rng.random() < HELD_OUT_SHARE:
+        if held_out and condition.held_out_name and rng.random() < HELD_OUT_NAMES:
             names.append(condition.held_out_name)
             unseen.add("name")
         elif split == "demonstrations" and condition.held_out_name:
@@ -304,7 +260,7 @@ def make_note(rng: random.Random, split: str) -> list[Clause]:
     """Two to four clauses over different conditions."""
     clauses: list[Clause] = []
     free = list(CONDITIONS)
-    for _ in range(rng.choice((2, 3, 3, 4))):
+    for _ in range(rng.choice(CLAUSES[split])):
         status = rng.choices(STATUSES, weights=[s.weight for s in STATUSES])[0]
         pool = [
             c
@@ -331,11 +287,8 @@ def junior_codes(rng: random.Random, note: list[Clause]) -> list[str]:
     """What the junior coder bills for the same note."""
     codes = []
     for clause in note:
-        for place, condition in enumerate(clause.conditions):
-            if clause.status.billed:
-                chance = 1 - JUNIOR_MISSES
-            else:
-                chance = JUNIOR_CODES_SECOND if place else JUNIOR_CODES[clause.status.name]
+        for condition in clause.conditions:
+            chance = 1 - JUNIOR_MISSES if clause.status.billed else JUNIOR_CODES[clause.status.name]
             if rng.random() < chance:
                 codes.append(condition.code)
     return codes
@@ -343,7 +296,7 @@ def junior_codes(rng: random.Random, note: list[Clause]) -> list[str]:
 
 def make_row(rng: random.Random, note: list[Clause], split: str, number: int) -> Row:
     """A JSONL row: prompt and truth, or prompt and the junior coder's answer."""
-    header = f"{rng.choice('FM')} {rng.randint(19, 88)}, {rng.choice(VISITS)}: "
+    header = f"{rng.choice('FM')} {rng.randint(19, 88)}: "
     text = header + "; ".join(clause.text for clause in note) + "."
     messages = [{"role": "developer", "content": INSTRUCTION}, {"role": "user", "content": text}]
     row: Row = {"messages": messages, "note_id": f"{split}-{number:04d}"}
@@ -369,9 +322,11 @@ def make_splits(seed: int) -> dict[str, list[Row]]:
         while len(rows) < size:
             note = make_note(rng, split)
             billed = len(codes_to_bill(note))
-            if facts(note) in seen or billed > 4 or (billed == 0 and rng.random() < 0.5):
+            single = len(note) == 1
+            key = facts(note) if not single else frozenset({(note[0].text, "")})
+            if key in seen or billed > 4 or (billed == 0 and rng.random() < 0.5):
                 continue
-            seen.add(facts(note))
+            seen.add(key)
             rows.append(make_row(rng, note, split, len(rows)))
         splits[split] = rows
     return splits
