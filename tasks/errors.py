@@ -15,3 +15,7 @@ class StageFailed(Exception):
 
 class GateClosed(StageFailed):
     """A gate said no: an outcome with a report, not a crash."""
+
+
+class StoreUnreachable(StageFailed):
+    """The store did not answer; trying again may help."""

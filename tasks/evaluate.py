@@ -15,9 +15,10 @@ from typing import Any
 from tasks.dataset import load_rows
 from tasks.intervals import bootstrap
 from tasks.model import load_model, load_tokenizer_from, seed_everything, start_source
-from tasks.results import CheckpointInfo, EvaluationReport, ModelScore, Resolved, TrainingResult
+from tasks.results import CheckpointInfo, Comparison, EvaluationReport, ModelScore, Resolved, TrainingResult
 from tasks.rollout import Rollout, groups, roll_out
 from tasks.run import Run
+from tasks.store import get_folder
 from tasks.train import checkpoint
 
 
@@ -94,6 +95,22 @@ def evaluate(run: Run) -> EvaluationReport:
     return report
 
 
+def compare(run: Run, champion: str) -> Comparison:
+    """The job's best checkpoint against the deployed champion (a store key), paired on the job's test rows."""
+    settings = run.job.evaluation
+    resolved = Resolved.model_validate(run.record.stages["validate"]["resolved"])
+    seed_everything(run.job.seed, resolved.threads)
+    rows = load_rows(run.dataset("test"))
+    folder = get_folder(run.home.store, champion, run.home.scratch(champion))
+    run.fetch("evaluation/answers.jsonl")
+    answers = run.path("evaluation", "answers.jsonl").read_text("utf-8").splitlines()
+    challenger = [json.loads(line)["best"]["mean_reward"] for line in answers]
+    with run.load_grader() as grader:
+        theirs = score(run, resolved, str(folder), grader, rows).reward
+    gain = bootstrap(_difference(challenger, theirs), settings.bootstrap, run.job.seed)
+    return Comparison(champion=champion, rows=len(rows), gain=gain, ok=gain.low > run.job.promotion.min_gain)
+
+
 def score(run: Run, resolved: Resolved, source: str, grader: Any, rows: list[dict[str, Any]]) -> Scores:
     """Sampled and greedy answers of the model at `source` to all rows, graded."""
     settings = run.job.evaluation
@@ -145,8 +162,6 @@ def _interval(run: Run, per_row: list[float]) -> Any:
 def _checkpoint_folder(run: Run, step: int) -> str:
     folder: Path = run.path("checkpoints", checkpoint.name_of(step))
     if not folder.exists():
-        from tasks.store import get_folder
-
         get_folder(run.home.store, f"{run.key}/checkpoints/{checkpoint.name_of(step)}", folder)
     return str(folder)
 

@@ -63,7 +63,8 @@ def configure_environment(home: Home, quiet: bool = True) -> None:
         "MLFLOW_TRACKING_URI": home.tracking_uri,
         "PREFECT_API_DATABASE_CONNECTION_URL": f"sqlite+aiosqlite:///{prefect / 'prefect.db'}",
         "PREFECT_HOME": str(prefect),
-        "PREFECT_LOGGING_LEVEL": "ERROR" if quiet else "INFO",
+        # Runs log to Prefect's pages; the terminal belongs to the command line, unless asked for.
+        "PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL": "CRITICAL" if quiet else "INFO",
         "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
         "PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS": "60",
         "PREFECT_SERVER_LOGGING_LEVEL": "ERROR",

@@ -46,7 +46,7 @@ def load_tokenizer(run: Run) -> Any:
 
 
 def load_tokenizer_from(source: str) -> Any:
-    from transformers import AutoTokenizer, PreTrainedTokenizerFast
+    from transformers import PreTrainedTokenizerFast
 
     local = Path(source, "tokenizer_config.json")
     try:
@@ -54,8 +54,10 @@ def load_tokenizer_from(source: str) -> Any:
             "PreTrainedTokenizerFast",
             "TokenizersBackend",
         ):
-            tokenizer = PreTrainedTokenizerFast.from_pretrained(source)  # needs no torch, AutoTokenizer does
+            tokenizer = PreTrainedTokenizerFast.from_pretrained(source)  # needs no torch
         else:
+            from transformers import AutoTokenizer  # loads torch
+
             tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=False)
     except (OSError, ValueError) as error:
         raise BadInput(

@@ -153,3 +153,12 @@ class Deployment(Result):
     previous: int | None
     smoke_rows: int
     smoke_reward: float | None
+
+
+class Comparison(Result):
+    """Challenger minus champion on the challenger's test rows."""
+
+    champion: str
+    rows: int
+    gain: Interval
+    ok: bool

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, Protocol
 from urllib.parse import urlparse
 
-from tasks.errors import BadInput, StageFailed
+from tasks.errors import BadInput, StageFailed, StoreUnreachable
 
 MANIFEST = "manifest.json"
 
@@ -169,7 +169,7 @@ class s3_errors:
         if isinstance(error, ClientError) and error.response["Error"]["Code"] in ("404", "NoSuchKey"):
             raise FileNotFoundError(self.what) from None
         if isinstance(error, (BotoCoreError, Boto3Error, ClientError)):
-            raise StageFailed(f"store {self.what} cannot be reached: {error}") from None
+            raise StoreUnreachable(f"store {self.what} cannot be reached: {error}") from None
 
 
 def open_store(uri: str) -> Store:

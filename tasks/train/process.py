@@ -40,7 +40,9 @@ def dismiss() -> None:
         _spare = None
 
 
-def run_stage(run: Run, stage: str, on_event: Callable[[dict[str, Any]], None]) -> dict[str, Any]:
+def run_stage(
+    run: Run, stage: str, on_event: Callable[[dict[str, Any]], None], *arguments: str
+) -> dict[str, Any]:
     """Run one stage in a worker and return its result. `on_event` gets each event as it is written.
 
     Raises BadInput or StageFailed with the stage's own message, Killed when a signal ended the worker.
@@ -56,7 +58,7 @@ def run_stage(run: Run, stage: str, on_event: Callable[[dict[str, Any]], None]) 
         undo.callback(_end, worker)
         assert worker.stdin is not None
         assert worker.stdout is not None
-        worker.stdin.write(f"{stage} {run.id}\n".encode())
+        worker.stdin.write(" ".join([stage, run.id, *arguments, "\n"]).encode())
         worker.stdin.flush()
         os.set_blocking(worker.stdout.fileno(), False)
         events = _Tail(run.path("events.jsonl"))

@@ -37,7 +37,9 @@ def shared_path_refusal(model: Any) -> str | None:
         if getattr(config, name, None) not in (None, 1.0):
             return f"{name} is set"
     layers = getattr(config, "layer_types", None) or []
-    if any(kind != "full_attention" for kind in layers) or getattr(config, "use_sliding_window", False):
+    # Some families switch their window on by naming it (Mistral), others by use_sliding_window (Qwen).
+    window = getattr(config, "use_sliding_window", getattr(config, "sliding_window", None))
+    if any(kind != "full_attention" for kind in layers) or (window and not layers):
         return "attention is not full in every layer"
     if getattr(config, "is_encoder_decoder", False) or hasattr(config, "vision_config"):
         return "not a text-only decoder"

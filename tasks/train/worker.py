@@ -10,6 +10,7 @@ Knows neither Prefect nor MLflow. Exit codes: 0 done, 1 failed, 2 bad input.
 from __future__ import annotations
 
 import faulthandler
+import importlib
 import json
 import os
 import signal
@@ -17,7 +18,15 @@ import sys
 import threading
 import traceback
 
-STAGES = ("warm_start", "calibrate", "train", "evaluate")
+# Stage → module and function; each takes the run, and the argument that follows its id if there is one.
+STAGES = {
+    "warm_start": "tasks.warm_start:warm_start",
+    "calibrate": "tasks.calibrate:calibrate",
+    "train": "tasks.train.loop:train",
+    "evaluate": "tasks.evaluate:evaluate",
+    "compare": "tasks.evaluate:compare",
+    "smoke": "api.smoke:smoke",
+}
 
 
 def main(argv: list[str]) -> int:
@@ -35,14 +44,16 @@ def main(argv: list[str]) -> int:
 
         argv = _read_line().split()
         _die_with_parent()
-    if len(argv) != 2 or argv[0] not in STAGES:
-        if argv:
-            print(f"usage: worker {{{','.join(STAGES)}}} RUN_ID", file=sys.stderr)
-        return 2 if argv else 0
-    stage, run_id = argv
-    run = open_run(run_id, home)
+    if not argv:
+        return 0
+    stage, *rest = argv
+    if stage not in STAGES or not rest:
+        print(f"usage: worker {{{','.join(STAGES)}}} RUN_ID [ARGUMENT]", file=sys.stderr)
+        return 2
+    run = open_run(rest[0], home)
+    module, _, function = STAGES[stage].partition(":")
     try:
-        result = _function(stage)(run)
+        result = getattr(importlib.import_module(module), function)(run, *rest[1:])
     except (BadInput, StageFailed) as error:
         _write(run, stage, {"error": str(error)})
         return 2 if isinstance(error, BadInput) else 1
@@ -50,26 +61,8 @@ def main(argv: list[str]) -> int:
         traceback.print_exc()
         _write(run, stage, {"error": f"{type(error).__name__}: {error}"})
         return 1
-    _write(run, stage, {"result": result.model_dump(mode="json")})
+    _write(run, stage, {"result": result if isinstance(result, dict) else result.model_dump(mode="json")})
     return 0
-
-
-def _function(stage: str):  # type: ignore[no-untyped-def]
-    if stage == "warm_start":
-        from tasks.warm_start import warm_start
-
-        return warm_start
-    if stage == "calibrate":
-        from tasks.calibrate import calibrate
-
-        return calibrate
-    if stage == "evaluate":
-        from tasks.evaluate import evaluate
-
-        return evaluate
-    from tasks.train.loop import train
-
-    return train
 
 
 def _write(run, stage: str, document: dict) -> None:  # type: ignore[no-untyped-def, type-arg]

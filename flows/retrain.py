@@ -1,0 +1,61 @@
+"""The chain: prompts and a grader in, a registered challenger (and, where asked, a served champion) out."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from prefect import flow
+from prefect.runtime import flow_run
+
+from flows.promote import promote
+from tasks import stages
+from tasks.job import Job
+from tasks.lifecycle import lifecycle
+from tasks.run import start_run
+from tasks.stages import gate
+
+
+@flow(name="retrain", flow_run_name="{job.name}", persist_result=False)
+def retrain(job: Job) -> dict[str, Any]:
+    """Train a model on prompts and a grader, and keep it only if it is better.
+
+    Args:
+        job: What to train, on what, judged how.
+    """
+    run = start_run(job)
+    if run.record.status == "succeeded":
+        return {"job": run.id, "unchanged": True}
+    run.record.flow_run_id = str(flow_run.id)
+    with stages.kept_results(), lifecycle(run):
+        dataset = stages.validate(run.id)
+        gate("validate", dataset.ok, [f.message for f in dataset.findings if f.severity == "critical"])
+        if job.warm_start:
+            stages.warm_start(run.id)
+        calibration = stages.calibrate(run.id)
+        gate("calibrate", calibration.ok, calibration.reasons)
+        stages.train.with_options(retries=job.resources.restarts)(run.id)
+        evaluation = stages.evaluate(run.id)
+        version = stages.register(run.id)
+        gate("evaluate", evaluation.ok, [evaluation.reason])
+        if job.promotion.approval == "none":
+            promote(version.name, version.version)
+    return {"job": run.id, "unchanged": False}
+
+
+@flow(name="calibrate", flow_run_name="{job.name}", persist_result=False)
+def calibrate(job: Job) -> dict[str, Any]:
+    """The chain up to calibration: is this grader fit to train this model on this data?
+
+    Args:
+        job: What would be trained, on what, judged how.
+    """
+    run = start_run(job)
+    run.record.flow_run_id = str(flow_run.id)
+    with stages.kept_results(), lifecycle(run, ends="queued"):
+        dataset = stages.validate(run.id)
+        gate("validate", dataset.ok, [f.message for f in dataset.findings if f.severity == "critical"])
+        if job.warm_start:
+            stages.warm_start(run.id)
+        calibration = stages.calibrate(run.id)
+        gate("calibrate", calibration.ok, calibration.reasons)
+    return {"job": run.id}
