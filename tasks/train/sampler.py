@@ -161,29 +161,31 @@ def _decode_generate(
     pad_id: int,
     generator: torch.Generator | None,
 ) -> list[list[int]]:
+    from transformers import GenerationConfig
+
     device = next(model.parameters()).device
     ids, mask = left_pad(prompts, pad_id, device)
-    sampling = (
-        {"do_sample": False}
-        if temperature == 0
-        else {"do_sample": True, "temperature": temperature, "top_k": 0}
+    settings = GenerationConfig(
+        max_new_tokens=max_new_tokens,
+        eos_token_id=eos_ids,
+        pad_token_id=pad_id,
+        **({"do_sample": True, "temperature": temperature, "top_k": 0} if temperature else {}),
     )
-    before = torch.random.get_rng_state()
-    if generator is not None:  # `generate` draws from the global state: lend it ours, then put it back
-        torch.random.set_rng_state(generator.get_state())
+    # `generate` fills gaps from the model's own settings, and draws from the device's global state: lend it
+    # ours, then put both back.
+    own, model.generation_config = model.generation_config, settings
+    random: Any = torch.cuda if device.type == "cuda" else torch.random
+    place = (device,) if device.type == "cuda" else ()
+    before = random.get_rng_state(*place)
+    if generator is not None:
+        random.set_rng_state(generator.get_state(), *place)
     try:
-        out = model.generate(
-            input_ids=ids,
-            attention_mask=mask,
-            max_new_tokens=max_new_tokens,
-            eos_token_id=eos_ids,
-            pad_token_id=pad_id,
-            **sampling,
-        )
+        out = model.generate(input_ids=ids, attention_mask=mask, generation_config=settings)
     finally:
+        model.generation_config = own
         if generator is not None:
-            generator.set_state(torch.random.get_rng_state())
-            torch.random.set_rng_state(before)
+            generator.set_state(random.get_rng_state(*place))
+            random.set_rng_state(before, *place)
     completions = []
     for row in out[:, ids.size(1) :].tolist():
         end = next((i + 1 for i, token in enumerate(row) if token in eos_ids), len(row))
