@@ -8,6 +8,7 @@ drawn by the template.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 import statistics
@@ -106,10 +107,9 @@ def context(run: Run) -> dict[str, Any]:
         "stages": stage_states(run),
         "validation": validation,
         "docs": _relative(run, validation.docs) if validation else None,
-        "settings": settings(run, validation) if validation else [],
         "warm_start": _stage(run, "warm_start", WarmStartResult),
         "calibration": calibration,
-        "best_of": bars({f"best of {k}": v for k, v in calibration.best_of.items()}) if calibration else None,
+        "best_of": best_of_chart(calibration.best_of) if calibration else None,
         "histogram": histogram(_calibration_rewards(run)) if calibration else None,
         "training": training,
         "history": history,
@@ -154,7 +154,7 @@ def curves(events: Iterable[dict[str, Any]]) -> Curves:
             started = True
             for series in (result.train, result.valid, result.checkpoints):
                 for late in [s for s in series if s > step]:
-                    del series[late]  # type: ignore[attr-defined]
+                    del series[late]
         elif kind == "step" and _finite(metrics.get("train/reward")):
             result.train[step] = metrics["train/reward"]
         elif kind == "validation":
@@ -236,37 +236,13 @@ def stage_states(run: Run) -> dict[str, dict[str, str]]:
     return result
 
 
-def settings(run: Run, validation: DatasetReport) -> list[tuple[str, str, str]]:
-    """(name, value, who chose it) of every hyperparameter, with `auto` resolved."""
-    job, resolved, asked = run.job, validation.resolved, run.job.hyperparameters
-
-    def by(value: Any) -> str:
-        return "automatic" if value == "auto" else "job"
-
-    return [
-        ("Passes over the training rows", f"{resolved.n_epochs}", by(asked.n_epochs)),
-        ("Prompts per step", f"{resolved.batch_size}", by(asked.batch_size)),
-        ("Completions per prompt", f"{resolved.group_size}", by(job.sampling.group_size)),
-        ("Training steps", f"{resolved.steps}", "follows from the above"),
-        ("Learning rate", f"{resolved.learning_rate:g}", by(job.optimizer.learning_rate)),
-        ("Steps between validations", f"{resolved.eval_interval}", by(asked.eval_interval)),
-        ("Completions per validation row", f"{resolved.eval_samples}", by(asked.eval_samples)),
-        ("Longest completion, tokens", f"{resolved.max_completion_tokens}", "job"),
-        ("Sampling temperature", f"{job.sampling.temperature:g}", "job"),
-        ("Loss", job.optimizer.loss, "job"),
-        ("Weight of the KL term", f"{job.optimizer.kl:g}", "job"),
-        ("Device", f"{resolved.device}, {resolved.threads} thread(s)", by(job.resources.device)),
-        ("Seed", f"{job.seed}", "job"),
-    ]
-
-
 def choose_examples(answers: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """Five biggest improvements, then the worst regressions; topped up to ten with further improvements and
     then with rows that stayed as bad as they were. A reader must never see a gain without its losses."""
     ranked = sorted(answers, key=lambda a: (-_delta(a), -_delta(a, "mean_reward"), a["row"]))
     better = [a for a in ranked if _delta(a) > 0]
     worse = [a for a in reversed(ranked) if _delta(a) < 0][: EXAMPLES - min(5, len(better))]
-    better = better[: EXAMPLES - len(worse)] if len(worse) < 5 else better[:5]
+    better = better[: EXAMPLES - len(worse)]
     same = sorted((a for a in ranked if _delta(a) == 0), key=lambda a: (_reward(a["best"]), a["row"]))
     same = same[: EXAMPLES - len(better) - len(worse)]
     kinds = (("improvement", better), ("regression", worse), ("no change", same))
@@ -429,25 +405,13 @@ def whiskers(report: EvaluationReport, name: str, title: str) -> dict[str, Any]:
     return {"title": title, "share": share, "axis": axis, "rows": rows, "height": 22 + 28 * len(rows) + 22}
 
 
-def bars(values: dict[str, float]) -> dict[str, Any] | None:
-    """Geometry of a bar chart that starts at zero; None where there is nothing to draw or a value is below."""
+def best_of_chart(values: dict[int, float]) -> dict[str, Any] | None:
+    """Bars of the mean best of k; None where a reward is below zero, which bars cannot show."""
     if not values or min(values.values()) < 0:
         return None
-    y = value_axis([0.0, *values.values()], 150, 14, 3)
-    width = 280 / len(values)
-    return {
-        "y": y,
-        "bars": [
-            {
-                "label": label,
-                "value": value,
-                "x": round(48 + width * i + width * 0.1, 1),
-                "width": round(width * 0.8, 1),
-                "y": y.at(value),
-                "height": round(150 - y.at(value), 1),
-            }
-            for i, (label, value) in enumerate(values.items())
-        ],
+    chart = _bars({f"best of {k}": value for k, value in values.items()}, 3)
+    return chart | {
+        "ticks": [(b["x"] + b["width"] / 2, f"{k}") for b, k in zip(chart["bars"], values, strict=True)]
     }
 
 
@@ -460,8 +424,25 @@ def histogram(rewards: list[float]) -> dict[str, Any] | None:
     counts = [0] * 10
     for reward in rewards:
         counts[min(9, int((reward - low) / (high - low) * 10))] += 1
-    edges = [low + (high - low) * i / 10 for i in range(11)]
-    return bars({f"{number(edges[i])} to {number(edges[i + 1])}": float(n) for i, n in enumerate(counts)})
+    edges = [number(low + (high - low) * i / 10, 1 if high - low == 1 else 2) for i in range(11)]
+    chart = _bars({f"{edges[i]} to {edges[i + 1]}": float(n) for i, n in enumerate(counts)}, 0)
+    return chart | {"ticks": [(48 + 28 * i, edges[i]) for i in range(0, 11, 2)]}
+
+
+def _bars(values: dict[str, float], digits: int) -> dict[str, Any]:
+    y, width = value_axis([0.0, *values.values()], 150, 14, 3), 280 / len(values)
+    chart = [
+        {
+            "label": label,
+            "text": number(value, digits),
+            "x": round(48 + width * (i + 0.1), 1),
+            "width": round(width * 0.8, 1),
+            "y": y.at(value),
+            "height": round(150 - y.at(value), 1),
+        }
+        for i, (label, value) in enumerate(values.items())
+    ]
+    return {"y": y, "bars": chart, "summary": ", ".join(f"{b['label']}: {b['text']}" for b in chart)}
 
 
 # ---- words and files --------------------------------------------------------------------------------
@@ -527,10 +508,9 @@ def read_lines(file: Path) -> list[dict[str, Any]]:
 
 
 def _local(run: Run, name: str) -> Path:
-    try:
+    """The file of the run folder. Not made yet or out of reach: the page does without."""
+    with contextlib.suppress(FileNotFoundError, StageFailed):
         run.fetch(name)
-    except (FileNotFoundError, StageFailed):
-        pass  # not made yet, or out of reach: the page does without
     return run.path(name)
 
 
@@ -559,7 +539,7 @@ def _finite(value: Any) -> bool:
 
 def _reward(side: dict[str, Any], name: str = "reward") -> float:
     """A reward as evaluation counts it: what could not be graded is worth nothing to whoever asked."""
-    value = side.get(name)
+    value: Any = side.get(name)
     return float(value) if _finite(value) else 0.0
 
 
