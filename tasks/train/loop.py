@@ -170,7 +170,7 @@ class Loop:
         self, prompts: Any, completions: Any, completion_ids: Any, row: list[int], **_: Any
     ) -> list[float | None]:
         """TRL's reward function: the job's grader, with its policy for what could not be graded."""
-        stop = {self.tokenizer.eos_token_id}
+        stop = set(self.trainer.eos_token_ids)
         graded = [
             Rollout(
                 row=index,

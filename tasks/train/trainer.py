@@ -85,6 +85,7 @@ class RFTTrainer(GRPOTrainer):
             or self.top_k not in (None, 0)
             or self.min_p
             or self.repetition_penalty != 1.0
+            or self.args.generation_kwargs
         ):
             return "a sampling option beyond temperature is set"
         return shared_path_refusal(self.accelerator.unwrap_model(self.model))
@@ -134,7 +135,7 @@ class RFTTrainer(GRPOTrainer):
                     prompt_ids,
                     max_new_tokens=self.max_completion_length,
                     temperature=self.temperature,
-                    eos_ids=[self._tokenizer.eos_token_id],
+                    eos_ids=self.eos_token_ids,
                     pad_id=self._tokenizer.pad_token_id,
                 )
             return completions, None
