@@ -10,7 +10,7 @@ from decimal import ROUND_HALF_UP, Decimal
 from pathlib import Path
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from tasks.errors import BadInput
 
@@ -25,7 +25,7 @@ class RateCard(BaseModel):
 
     name: str
     version: int
-    training_usd_per_hour: Decimal
+    training_usd_per_hour: Decimal = Field(ge=0)
     rounding: Literal["hundredth_hour", "cents"]
 
     def charge(self, seconds: Decimal) -> Decimal:

@@ -52,7 +52,7 @@ def judge(
     rewards = [r.reward for r in rollouts if r.reward is not None]
     by_row = [[r.reward for r in group if r.reward is not None] for group in groups(rollouts)]
     signal = sum(len(set(group)) > 1 for group in by_row) / len(by_row)
-    ungraded = 1 - len(rewards) / len(rollouts)
+    ungraded = (len(rollouts) - len(rewards)) / len(rollouts)
     seconds_each = sorted(r.grade_seconds for r in rollouts)
     reasons = []
     if ungraded > settings.max_error_share:

@@ -128,7 +128,7 @@ def error_shares(rollouts: list[Rollout]) -> dict[str, float]:
 def refuse_broken_grader(rollouts: list[Rollout], limit: float, where: str) -> None:
     """Raise StageFailed, with a sample of what went wrong, when too many rollouts could not be graded."""
     failed = [r for r in rollouts if r.reward is None]
-    if len(failed) <= limit * len(rollouts):
+    if not failed or len(failed) / len(rollouts) <= limit:
         return
     first = next((detail for r in failed for detail in r.details.values() if detail), "")
     shares = ", ".join(f"{name} {share:.0%}" for name, share in error_shares(rollouts).items())
