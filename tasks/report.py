@@ -106,6 +106,8 @@ def context(run: Run) -> dict[str, Any]:
         "verdict": verdict(run),
         "stages": stage_states(run),
         "validation": validation,
+        # What is only for information stands in the data checks' own page.
+        "findings": [f for f in validation.findings if f.severity != "info"] if validation else [],
         "docs": _relative(run, validation.docs) if validation else None,
         "warm_start": _stage(run, "warm_start", WarmStartResult),
         "calibration": calibration,
@@ -123,7 +125,7 @@ def context(run: Run) -> dict[str, Any]:
             "better": sum(d > 0 for d in deltas),
             "worse": sum(d < 0 for d in deltas),
         },
-        "bill": bill(record.rate_card, training, history),
+        "bill": bill(record.rate_card, training, history) | {"open": _is_open(run, training)},
         "version": _stage(run, "register", ModelVersion),
         "deployment": _stage(run, "deploy", Deployment),
     }
@@ -282,7 +284,6 @@ def bill(card: RateCard, training: TrainingResult | None, history: Curves) -> di
         phases.append({"name": name, "seconds": part, "share": share, "x": at, "width": 640 * share})
         at += 640 * share
     return {
-        "final": training is not None,
         "seconds": seconds,
         "hours": f"{hours:.6f}",
         "rounded_hours": hours.quantize(Decimal("0.01"), ROUND_HALF_UP),
@@ -304,30 +305,35 @@ class Axis:
     start: float
     stop: float
     step: float
+    share: bool = False  # label as percentages
 
     def at(self, value: float) -> float:
         return round(self.start + (value - self.low) / (self.high - self.low) * (self.stop - self.start), 1)
 
     @property
     def ticks(self) -> list[tuple[float, str]]:
-        digits = max(0, -math.floor(math.log10(self.step) + 1e-9))
+        scale, unit = (100, "\N{NO-BREAK SPACE}%") if self.share else (1, "")
+        digits = max(0, -math.floor(math.log10(scale * self.step) + 1e-9))
+        if scale * self.step * 10**digits % 1 > 1e-6:  # a step such as 0.25 needs one digit more
+            digits += 1
         first, last = math.ceil(self.low / self.step - 1e-6), math.floor(self.high / self.step + 1e-6)
-        return [
-            (self.at(i * self.step), number(i * self.step, digits) if i else "0")
-            for i in range(first, last + 1)
-        ]
+        marks = [i * self.step for i in range(first, last + 1)]
+        return [(self.at(m), number(scale * m, digits) + unit if m else "0") for m in marks]
 
 
-def value_axis(values: Iterable[float], start: float, stop: float, most: int = 5) -> Axis:
-    """An axis with round ticks around all `values`; rewards between 0 and 1 keep to that range."""
+def value_axis(
+    values: Iterable[float], start: float, stop: float, most: int = 5, share: bool = False
+) -> Axis:
+    """An axis with round ticks around all `values`. It leaves neither 0 to 1 nor the positive numbers unless
+    a value does."""
     numbers = list(values)
     low, high = min(numbers), max(numbers)
-    unit = low >= 0 and high <= 1
+    floor, ceiling = (0.0 if low >= 0 else -math.inf), (1.0 if low >= 0 and high <= 1 else math.inf)
     room = max(0.04 * (high - low), 0.05 * max(1.0, abs(high)) if high - low < 0.1 else 0.0)
-    low, high = (max(0.0, low - room), min(1.0, high + room)) if unit else (low - room, high + room)
+    low, high = max(floor, low - room), min(ceiling, high + room)
     step = _round_step((high - low) / most)
     low, high = math.floor(low / step + 1e-9) * step, math.ceil(high / step - 1e-9) * step
-    return Axis(low, high, start, stop, step)
+    return Axis(low, high, start, stop, step, share)
 
 
 def _round_step(least: float) -> float:
@@ -383,10 +389,12 @@ def curve_rows(history: Curves) -> list[dict[str, Any]]:
 
 def whiskers(report: EvaluationReport, name: str, title: str) -> dict[str, Any]:
     """One dot-and-whisker panel. Sampled and greedy share an axis, so that they can be compared."""
-    models = [report.base, *report.candidates]
+    models, share = [report.base, *report.candidates], "pass_rate" in name
     pair = (name.removeprefix("greedy_"), f"greedy_{name.removeprefix('greedy_')}")
     spans: list[Interval] = [getattr(model, key) for model in models for key in pair]
-    axis = value_axis([edge for span in spans for edge in (span.low, span.high, span.mean)], 92, 272, 4)
+    axis = value_axis(
+        [edge for span in spans for edge in (span.low, span.high, span.mean)], 92, 272, 4, share
+    )
     rows = []
     for index, model in enumerate(models):
         span: Interval = getattr(model, name)
@@ -401,7 +409,6 @@ def whiskers(report: EvaluationReport, name: str, title: str) -> dict[str, Any]:
                 "chosen": model.step == report.best.step,
             }
         )
-    share = "pass_rate" in name
     return {"title": title, "share": share, "axis": axis, "rows": rows, "height": 22 + 28 * len(rows) + 22}
 
 
@@ -463,7 +470,7 @@ def signed(value: float, digits: int = 2) -> str:
 
 
 def percent(value: float | None) -> str:
-    return "not known" if value is None else f"{100 * value:.1f} %"
+    return "not known" if value is None else f"{100 * value:.1f}\N{NO-BREAK SPACE}%"
 
 
 def duration(seconds: float | Decimal) -> str:
@@ -527,6 +534,13 @@ def _calibration_rewards(run: Run) -> list[float]:
 def _stage(run: Run, name: str, model: type[M]) -> M | None:
     found = run.record.stages.get(name)
     return model.model_validate(found) if found is not None else None
+
+
+def _is_open(run: Run, training: TrainingResult | None) -> bool:
+    """May the bill still grow?"""
+    ended = run.record.status in ("failed", "cancelled", "succeeded")
+    closed = any(state["state"] == "gate closed" for state in stage_states(run).values())
+    return not (training or ended or closed)
 
 
 def _relative(run: Run, path: str) -> str:

@@ -442,6 +442,8 @@ def test_gate_closed_at_calibration(tmp_path: Path) -> None:
     assert "Calibrate the grader: gate closed" in page.text
     assert "Train: not reached" in page.text
     assert "nothing is billed" in page.text
+    assert "so far" not in page.text
+    assert "What was to be trained on what" in page.text
     assert "0.00 USD" in page.text
     assert "Learning curve" not in page.text
     assert "Before and after" not in page.text
@@ -469,6 +471,7 @@ def test_only_validated(tmp_path: Path) -> None:
     assert "The data is valid; nothing has been trained by reinforcement yet." in page.text
     assert "Warm start: not reached" in page.text
     assert "none yet" in page.text
+    assert "Bill, so far 0.00 USD" in page.text
 
 
 def test_nothing_done_yet(tmp_path: Path) -> None:
@@ -492,7 +495,7 @@ def test_failed_in_training_shows_what_is_captured(tmp_path: Path) -> None:
     assert f"The job failed in the stage “Train”: killed {HOSTILE}" in page.text
     assert "Learning curve" in page.text
     assert "50.0 seconds of training" in page.text
-    assert "this is what its newest checkpoint holds" in page.text
+    assert "Training did not end; this is what its newest checkpoint holds" in page.text
 
 
 @pytest.mark.parametrize(
