@@ -13,6 +13,10 @@ class StageFailed(Exception):
     """A stage could not finish, or a gate closed. Exit code 1; what was retained stays retained."""
 
 
+class Damaged(StageFailed):
+    """A published folder is incomplete, or a file of it is not what its manifest says."""
+
+
 class GateClosed(StageFailed):
     """A gate said no: an outcome with a report, not a crash."""
 

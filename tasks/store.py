@@ -6,6 +6,7 @@ reader who asks for the manifest first never sees half a folder.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
@@ -16,7 +17,7 @@ from pathlib import Path
 from typing import Any, Protocol
 from urllib.parse import urlparse
 
-from tasks.errors import BadInput, StageFailed, StoreUnreachable
+from tasks.errors import BadInput, Damaged, StageFailed, StoreUnreachable
 
 MANIFEST = "manifest.json"
 
@@ -122,10 +123,15 @@ class S3Store:
         sync_and_rename(partial, file)
 
     def exists(self, key: str) -> bool:
-        with s3_errors(f"{self.uri}/{key}"):
-            page = self._client().list_objects_v2(Bucket=self.bucket, Prefix=self._key(key), MaxKeys=10)
         wanted = self._key(key)
-        return any(o["Key"] == wanted or o["Key"].startswith(wanted + "/") for o in page.get("Contents", []))
+        with s3_errors(f"{self.uri}/{key}"):
+            client = self._client()
+            for prefix in (wanted, wanted + "/"):  # keys come sorted, so the first is the key itself if it is
+                page = client.list_objects_v2(Bucket=self.bucket, Prefix=prefix, MaxKeys=1)
+                first = next((o["Key"] for o in page.get("Contents", [])), "")
+                if first == wanted or first.startswith(wanted + "/"):
+                    return True
+        return False
 
     def names(self, prefix: str) -> list[str]:
         base = self._key(prefix).rstrip("/") + "/" if self._key(prefix) else ""
@@ -140,9 +146,11 @@ class S3Store:
     def delete(self, prefix: str) -> None:
         with s3_errors(f"{self.uri}/{prefix}"):
             client = self._client()
-            for page in client.get_paginator("list_objects_v2").paginate(
-                Bucket=self.bucket, Prefix=self._key(prefix)
-            ):
+            wanted = self._key(prefix)
+            if wanted:
+                client.delete_object(Bucket=self.bucket, Key=wanted)
+            inside = wanted + "/" if wanted else ""  # with the slash: step-1 is not the beginning of step-10
+            for page in client.get_paginator("list_objects_v2").paginate(Bucket=self.bucket, Prefix=inside):
                 if objects := [{"Key": o["Key"]} for o in page.get("Contents", [])]:
                     client.delete_objects(Bucket=self.bucket, Delete={"Objects": objects})
 
@@ -241,23 +249,24 @@ def put_folder(store: Store, folder: Path, key: str, names: Iterable[str] | None
 def get_folder(store: Store, key: str, folder: Path) -> Path:
     """A verified local copy of a published folder; on a local store, the folder itself.
 
-    Raises StageFailed when a file is missing or its SHA-256 is not the manifest's.
+    Raises Damaged when a file is missing or its SHA-256 is not the manifest's.
     """
     try:
         manifest = json.loads(store.read(f"{key}/{MANIFEST}"))
     except (FileNotFoundError, NotADirectoryError):
-        raise StageFailed(f"{store.uri}/{key} holds no {MANIFEST}: nothing was published there") from None
+        raise Damaged(f"{store.uri}/{key} holds no {MANIFEST}: nothing was published there") from None
     source = store.path(key) if isinstance(store, LocalStore) else folder
     for name, facts in manifest["files"].items():
         if source is folder and not (
             (folder / name).is_file() and sha256_file(folder / name) == facts["sha256"]
         ):
-            store.get(f"{key}/{name}", folder / name)
+            with contextlib.suppress(FileNotFoundError):
+                store.get(f"{key}/{name}", folder / name)
         if not (source / name).is_file():
-            raise StageFailed(f"{store.uri}/{key}/{name}: listed in the manifest but missing")
+            raise Damaged(f"{store.uri}/{key}/{name}: listed in the manifest but missing")
         found = sha256_file(source / name)
         if found != facts["sha256"]:
-            raise StageFailed(
+            raise Damaged(
                 f"{store.uri}/{key}/{name}: SHA-256 is {found[:12]}…, the manifest says {facts['sha256'][:12]}…"
             )
     if source is folder:
