@@ -198,7 +198,7 @@ def verdict(run: Run) -> Verdict:
             f"{number(best.mean, digits)} ({signed(gain.mean, digits)}, 95 % interval "
             f"{signed(gain.low, digits)} to {signed(gain.high, digits)})."
         )
-        more = [f"A later stage failed: {failure}"] if failure else []
+        more = [f"After that the job stopped: {failure}"] if failure and evaluation.ok else []
         if evaluation.ok:
             return Verdict("good", "Better", f"R{facts}", more)
         worse = gain.high < 0
@@ -222,7 +222,7 @@ def verdict(run: Run) -> Verdict:
 
 
 def stage_states(run: Run) -> dict[str, dict[str, str]]:
-    """For each stage in order: done, gate closed, failed, running, skipped or not reached, with a label."""
+    """For each stage in order: its title and its state, in the words of the page."""
     record, result, reached = run.record, {}, True
     for name, title in STAGES.items():
         found = record.stages.get(name)
@@ -231,6 +231,8 @@ def stage_states(run: Run) -> dict[str, dict[str, str]]:
         elif found is not None:
             closed = name in GATES and not found.get("ok", True)
             state, reached = ("gate closed", False) if closed else ("done", reached)
+        elif name == "deploy" and reached and record.job.promotion.approval == "person":
+            state = "waits for a person"
         else:
             live = {"failed": "failed", "running": "running"}.get(record.status, "not reached")
             state, reached = (live if reached else "not reached"), False
@@ -260,11 +262,8 @@ def _example(kind: str, answer: dict[str, Any]) -> dict[str, Any]:
     return {
         "kind": kind,
         "row": answer["row"],
-        "prompt": shorten(last or ""),
-        "reference": [
-            (name, shorten(v if isinstance(v, str) else json.dumps(v, ensure_ascii=False)))
-            for name, v in known.items()
-        ],
+        "prompt": shorten(_text(last)),
+        "reference": [(name, shorten(_text(value))) for name, value in known.items()],
         "delta": _delta(answer),
         "answers": [
             {"who": who, "text": shorten(answer[key]["text"]), "reward": answer[key]["reward"]}
@@ -353,7 +352,7 @@ def curve_plot(history: Curves, training: TrainingResult | None, steps: int) -> 
         for part in (train[i : i + block] for i in range(0, len(train), block))
     ]
     last = max([steps, 1, *valid, *history.train])
-    x = Axis(0, last, 52, 624, max(1.0, _round_step(last / 6)))
+    x = Axis(0, last, 56, 604, max(1.0, _round_step(last / 6)))
     y = value_axis([*valid.values(), *(reward for _, reward in means)], 268, 12)
     kept = {info.step for info in training.checkpoints} if training else set(history.checkpoints)
     best = training.best_step if training else None
@@ -484,6 +483,10 @@ def duration(seconds: float | Decimal) -> str:
 def shorten(text: str) -> str:
     more = len(text) - LONGEST_TEXT
     return text if more <= 0 else f"{text[:LONGEST_TEXT]}… ({more:,} more characters)"
+
+
+def _text(value: Any) -> str:
+    return value if isinstance(value, str) else "" if value is None else json.dumps(value, ensure_ascii=False)
 
 
 def as_yaml(value: Any) -> str:

@@ -514,9 +514,20 @@ def test_no_gain_is_called_so(tmp_path: Path, gain: tuple[float, float, float], 
         "ok": False,
         "gain": dict(zip(("mean", "low", "high"), gain, strict=True)),
     }
+    run.record.status, run.record.error = "failed", {"code": "gate_closed", "message": "no improvement"}
     page = Page(write_report(run))
     assert expected in page.text
+    assert "After that" not in page.text
+    assert "Evaluate: gate closed" in page.text
     assert "No model version was registered." in page.text
+
+
+def test_challenger_that_waits_for_a_person(tmp_path: Path) -> None:
+    run = make_run(tmp_path, "register")
+    run.record.job.promotion.approval = "person"
+    page = Page(write_report(run))
+    assert "Registered as version 3 of icd10, a challenger. It is not promoted: the job asks" in page.text
+    assert "Deploy: waits for a person" in page.text
 
 
 def test_failure_after_evaluation_keeps_the_evidence(tmp_path: Path) -> None:
@@ -524,7 +535,7 @@ def test_failure_after_evaluation_keeps_the_evidence(tmp_path: Path) -> None:
     run.record.status, run.record.error = "failed", {"code": "failed", "message": "registry unreachable"}
     page = Page(write_report(run))
     assert "rose from 0.79 to 0.97" in page.text
-    assert "A later stage failed: registry unreachable" in page.text
+    assert "After that the job stopped: registry unreachable" in page.text
     assert "Register: failed" in page.text
 
 
