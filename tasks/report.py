@@ -234,7 +234,8 @@ def stage_states(run: Run) -> dict[str, dict[str, str]]:
         elif name == "deploy" and reached and record.job.promotion.approval == "person":
             state = "waits for a person"
         else:
-            live = {"failed": "failed", "running": "running"}.get(record.status, "not reached")
+            words = {"failed": "failed", "running": "running", "succeeded": "not promoted"}
+            live = words.get(record.status, "not reached")
             state, reached = (live if reached else "not reached"), False
         result[name] = {"title": title, "state": state}
     return result

@@ -509,7 +509,7 @@ def test_failed_in_training_shows_what_is_captured(tmp_path: Path) -> None:
     ],
 )
 def test_no_gain_is_called_so(tmp_path: Path, gain: tuple[float, float, float], expected: str) -> None:
-    run = make_run(tmp_path, "evaluate")
+    run = make_run(tmp_path, "register")
     run.record.stages["evaluate"] |= {
         "ok": False,
         "gain": dict(zip(("mean", "low", "high"), gain, strict=True)),
@@ -517,9 +517,11 @@ def test_no_gain_is_called_so(tmp_path: Path, gain: tuple[float, float, float], 
     run.record.status, run.record.error = "failed", {"code": "gate_closed", "message": "no improvement"}
     page = Page(write_report(run))
     assert expected in page.text
+    assert (
+        "Registered as version 3 of icd10 for the record. It is no challenger and not promoted." in page.text
+    )
     assert "After that" not in page.text
     assert "Evaluate: gate closed" in page.text
-    assert "No model version was registered." in page.text
 
 
 def test_challenger_that_waits_for_a_person(tmp_path: Path) -> None:
