@@ -6,12 +6,14 @@ transformers Trainer writes them, the billing ledger, and a manifest with the SH
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import shutil
 from pathlib import Path
 from typing import Any
 
+from tasks.errors import Damaged
 from tasks.results import CheckpointInfo
 from tasks.run import Run
 from tasks.store import (
@@ -23,6 +25,7 @@ from tasks.store import (
     sha256_file,
     sync_and_rename,
 )
+from tasks.train.ledger import FILE as LEDGER
 from tasks.train.ledger import Ledger
 
 PARTIAL = ".partial"
@@ -79,24 +82,32 @@ def newest_intact(run: Run) -> tuple[int, Path] | None:
     """The last checkpoint that passes its checksums; damaged ones are passed over with an event."""
     for step in reversed(steps(run)):
         folder = run.path("checkpoints", name_of(step))
-        if not folder.exists() and not isinstance(run.home.store, LocalStore):
-            get_folder(run.home.store, f"{run.key}/checkpoints/{name_of(step)}", folder)
         if intact(folder):
             return step, folder
+        if not isinstance(run.home.store, LocalStore):  # none here, or a copy that was cut off
+            with contextlib.suppress(Damaged):
+                return step, get_folder(run.home.store, f"{run.key}/checkpoints/{name_of(step)}", folder)
         run.emit("warning", message=f"checkpoint of step {step} is damaged or incomplete and is not used")
     return None
 
 
 def describe(run: Run, step: int) -> CheckpointInfo:
-    folder = run.path("checkpoints", name_of(step))
-    manifest = json.loads((folder / MANIFEST).read_text("utf-8"))
+    manifest = json.loads(_read(run, step, MANIFEST))
     return CheckpointInfo(
         step=step,
         uri=run.uri("checkpoints", name_of(step)),
         weights_sha256=manifest["weights_sha256"],
         valid_reward=manifest["valid_reward"],
-        billed_seconds=Ledger.load(folder).seconds,
+        billed_seconds=Ledger.loads(_read(run, step, LEDGER)).seconds,
     )
+
+
+def _read(run: Run, step: int, name: str) -> bytes:
+    """A small file of a checkpoint, which may be in the store only after a move to another machine."""
+    local = run.path("checkpoints", name_of(step), name)
+    if local.exists():
+        return local.read_bytes()
+    return run.home.store.read(f"{run.key}/checkpoints/{name_of(step)}/{name}")
 
 
 def best_of(infos: list[CheckpointInfo]) -> CheckpointInfo:

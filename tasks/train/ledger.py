@@ -47,7 +47,11 @@ class Ledger:
 
     @classmethod
     def load(cls, checkpoint: Path) -> Ledger:
-        document = json.loads((checkpoint / FILE).read_text("utf-8"))
+        return cls.loads((checkpoint / FILE).read_bytes())
+
+    @classmethod
+    def loads(cls, text: bytes) -> Ledger:
+        document = json.loads(text)
         return cls(
             {
                 entry["step"]: {phase: Decimal(entry[phase]) for phase in PHASES if phase in entry}

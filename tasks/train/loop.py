@@ -107,6 +107,8 @@ class Loop:
                 self.ledger = Ledger.load(folder)
                 self.valid_reward, self.validated = checkpoint.describe(self.run, step).valid_reward, step
                 self.rollouts.truncate(step)
+                checkpoint.publish(self.run, step)  # the attempt before may have been killed while it did so
+                self.run.publish("rollouts")
                 self.run.emit("training_started", step=step, steps=self.resolved.steps, resumed=True)
                 if step < self.resolved.steps:
                     self.trainer.train(resume_from_checkpoint=str(folder))
