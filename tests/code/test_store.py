@@ -25,39 +25,6 @@ from tasks.store import (
 )
 
 
-@pytest.fixture(scope="module")
-def s3_endpoint():
-    """A real HTTP server that speaks S3, on a free port of this machine."""
-    from moto.server import ThreadedMotoServer
-
-    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
-    server.start()
-    host, port = server.get_host_and_port()
-    yield f"http://{host}:{port}"
-    server.stop()
-
-
-@pytest.fixture
-def s3(s3_endpoint, monkeypatch):
-    import boto3
-
-    for name, value in {
-        "AWS_ENDPOINT_URL": s3_endpoint,
-        "AWS_ACCESS_KEY_ID": "test",
-        "AWS_SECRET_ACCESS_KEY": "test",
-        "AWS_DEFAULT_REGION": "us-east-1",
-        "AWS_MAX_ATTEMPTS": "1",
-    }.items():
-        monkeypatch.setenv(name, value)
-    monkeypatch.delenv("AWS_PROFILE", raising=False)
-    client = boto3.client("s3")
-    client.create_bucket(Bucket="bucket")
-    yield client
-    keys = [{"Key": o["Key"]} for o in client.list_objects_v2(Bucket="bucket").get("Contents", [])]
-    if keys:
-        client.delete_objects(Bucket="bucket", Delete={"Objects": keys})
-
-
 @pytest.fixture(params=["local", "s3", "s3 without prefix"])
 def store(request, tmp_path):
     if request.param == "local":
