@@ -55,14 +55,13 @@ class Engine:
         store = self.home.store
         for name in store.names("models"):
             deployed = aliases.read(self.home, name)
-            for alias, version in sorted(deployed.items()):
+            for alias, version in sorted(deployed.items(), key=lambda item: (item[0] != "champion", item)):
                 key = f"models/{name}/{version}"
                 if alias not in ALIASES or not store.exists(f"{key}/{MANIFEST}"):
                     continue
                 created = int(json.loads(store.read(f"{key}/{MANIFEST}")).get("created", 0))
-                if alias == "champion":
-                    served.append(Served(name, key, created))
-                served.append(Served(f"{name}@{alias}", key, created))
+                names = [name, f"{name}@{alias}"] if alias == "champion" else [f"{name}@{alias}"]
+                served += [Served(id, key, created) for id in names]
         return served
 
     def find(self, name: str) -> Served | None:

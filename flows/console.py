@@ -16,7 +16,10 @@ if TYPE_CHECKING:
     from tasks.results import CalibrationReport, DatasetReport, EvaluationReport
     from tasks.run import Run
 
+# A pipe or a log file has no width: do not fold lines there.
 out = Console(highlight=False)
+if not out.is_terminal:
+    out = Console(highlight=False, width=200)
 LABELS = {
     "validate": "checking the data",
     "warm_start": "warm start",
@@ -52,6 +55,9 @@ def progress(run: Run, quiet: bool = False) -> Iterator[Any]:
         yield lambda run, event: None
         return
     say(f"{run.record.name}  {run.id}")
+    if not out.is_terminal:  # a log file wants lines, not bars
+        yield _line
+        return
     bars = Progress(
         SpinnerColumn(finished_text="✓"),
         TextColumn("{task.description:<28}"),
@@ -85,6 +91,19 @@ def progress(run: Run, quiet: bool = False) -> Iterator[Any]:
             _close(bars, current)
         finally:
             bars.stop()
+
+
+def _line(run: Run, event: dict[str, Any]) -> None:
+    """One line per stage, validation and warning."""
+    clock = time.strftime("%H:%M:%S", time.localtime(event["t"]))
+    if event["type"] == "stage_started":
+        say(f"{clock}  {LABELS.get(event['stage'], event['stage'])}")
+    elif event["type"] == "validation":
+        say(f"{clock}    step {event['step']:>5}  {_note(event)}")
+    elif event["type"] == "warning":
+        say(f"{clock}  ! {event['message']}")
+    elif event["type"] == "training_started" and event.get("resumed"):
+        say(f"{clock}    resuming from the checkpoint of step {event['step']}")
 
 
 def _close(bars: Any, current: dict[str, Any]) -> None:

@@ -14,6 +14,7 @@ import threading
 import time
 import urllib.request
 from pathlib import Path
+from typing import Any
 
 from tasks.errors import BadInput, StageFailed
 from tasks.home import Home
@@ -32,20 +33,32 @@ def use_running_server(home: Home) -> None:
 
 
 def warm_up(home: Home, trains: bool) -> None:
-    """Start slow things side by side: the worker's imports, MLflow's database, the data checks' library."""
+    """Start slow things side by side: Prefect's temporary server, the worker's imports, MLflow's database.
+
+    Only processes run side by side. Imports stay in this thread: two threads that import the same package
+    can each meet the other's half-made modules.
+    """
     from tasks.train import process
 
     process.standby()
+    server = None
+    if not os.environ.get("PREFECT_API_URL"):
+        from prefect.server.api.server import SubprocessASGIServer
 
-    def prepare() -> None:
-        from tasks import tracking
+        server = threading.Thread(target=_start_temporary, args=(SubprocessASGIServer(),))
+        server.start()
+    from tasks import tracking
 
-        with contextlib.suppress(Exception):  # whatever is wrong here will be said where it is needed
-            tracking.client(home).search_experiments(max_results=1)
-            if trains:
-                import great_expectations  # noqa: F401
+    tracking.client(home).search_experiments(max_results=1)
+    if trains:
+        import great_expectations  # noqa: F401
+    if server is not None:
+        server.join()
 
-    threading.Thread(target=prepare, daemon=True).start()
+
+def _start_temporary(server: Any) -> None:
+    with contextlib.suppress(RuntimeError):  # the flow asks again, and then the failure is told
+        server.start(timeout=60)
 
 
 def start(home: Home, prefect_port: int, mlflow_port: int, as_json: bool) -> None:

@@ -34,7 +34,12 @@ def lifecycle(run: Run, ends: Status = "succeeded") -> Iterator[None]:
             run.record.status, run.record.error, run.record.finished_at = status, failure, time.time()
             run.save()
             run.emit("finished", status=status, error=failure)
-            write_report(run)
+            try:
+                write_report(run)
+            except Exception as error:  # a page that cannot be drawn must not undo a finished training
+                run.emit(
+                    "warning", message=f"report.html could not be written: {type(error).__name__}: {error}"
+                )
             tracking.close_tracking(run)
 
 
