@@ -57,13 +57,13 @@ def _fetch_hf(uri: str, split: str, target: Path) -> None:
     name = {"demonstrations": "train"}.get(split, split)
     try:
         rows = datasets.load_dataset(uri, split=name)
+        with target.open("w", encoding="utf-8") as out:
+            for row in rows:
+                out.write(json.dumps(row, ensure_ascii=False) + "\n")
     except Exception as error:  # the library raises a dozen unrelated classes; all mean "cannot be loaded"
         raise BadInput(
             f"{split}: Hugging Face dataset {uri} (split {name}) cannot be loaded: {error}"
         ) from None
-    with target.open("w", encoding="utf-8") as out:
-        for row in rows:
-            out.write(json.dumps(row, ensure_ascii=False) + "\n")
 
 
 def read_rows(file: Path) -> Iterator[tuple[int, dict[str, Any] | str]]:
@@ -74,12 +74,18 @@ def read_rows(file: Path) -> Iterator[tuple[int, dict[str, Any] | str]]:
                 continue
             try:
                 row = json.loads(line.decode("utf-8-sig" if number == 1 else "utf-8"))
+                if b"\\ud" in line or b"\\uD" in line:
+                    json.dumps(row, ensure_ascii=False).encode()
             except UnicodeDecodeError as error:
                 yield number, f"not UTF-8 at byte {error.start}"
             except json.JSONDecodeError as error:
                 yield number, f"not JSON: {error.msg} at column {error.colno}"
+            except UnicodeEncodeError:
+                yield number, "a text holds half of a surrogate pair, which no tokenizer can read"
             except RecursionError:
                 yield number, "JSON nested too deeply"
+            except ValueError as error:  # an integer of thousands of digits
+                yield number, f"not JSON: {error}"
             else:
                 yield (
                     number,
