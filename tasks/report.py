@@ -199,6 +199,12 @@ def verdict(run: Run) -> Verdict:
             f"{signed(gain.low, digits)} to {signed(gain.high, digits)})."
         )
         more = [f"After that the job stopped: {failure}"] if failure and evaluation.ok else []
+        if evaluation.ok and evaluation.greedy_gain.low <= 0:
+            low, high = evaluation.greedy_gain.low, evaluation.greedy_gain.high
+            more.append(
+                "This holds for sampled answers. For the greedy answer no improvement was shown "
+                f"({signed(evaluation.greedy_gain.mean, 3)}, 95 % interval {signed(low, 3)} to {signed(high, 3)})."
+            )
         if evaluation.ok:
             return Verdict("good", "Better", f"R{facts}", more)
         worse = gain.high < 0

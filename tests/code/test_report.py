@@ -524,6 +524,14 @@ def test_no_gain_is_called_so(tmp_path: Path, gain: tuple[float, float, float], 
     assert "Evaluate: gate closed" in page.text
 
 
+def test_gain_in_samples_only_is_said(tmp_path: Path) -> None:
+    run = make_run(tmp_path)
+    assert "no improvement was shown" not in Page(write_report(run)).text
+    run.record.stages["evaluate"]["greedy_gain"] = {"mean": 0.0, "low": -0.01, "high": 0.01}
+    expected = "For the greedy answer no improvement was shown (0.000, 95 % interval −0.010 to +0.010)."
+    assert expected in Page(write_report(run)).text
+
+
 def test_challenger_that_waits_for_a_person(tmp_path: Path) -> None:
     run = make_run(tmp_path, "register")
     run.record.job.promotion.approval = "person"
