@@ -29,12 +29,12 @@ def resolve(run: Run, rows: int) -> Resolved:
     batch_size = h.batch_size if h.batch_size != "auto" else max(1, min(64, rows // 32))
     batch_size = min(batch_size, rows)
     n_epochs = h.n_epochs
-    if n_epochs == "auto":
+    if isinstance(n_epochs, str):
         n_epochs = max(1, min(50, math.ceil(TARGET_STEPS * batch_size / rows)))
     steps = rows * n_epochs // batch_size
     multiplier = 1.0 if h.compute_multiplier == "auto" else h.compute_multiplier
     group_size = job.sampling.group_size
-    if group_size == "auto":
+    if isinstance(group_size, str):
         group_size = max(2, round(GROUP_SIZE * multiplier))
     rate = job.optimizer.learning_rate
     if rate == "auto":

@@ -84,8 +84,8 @@ def kept_results() -> Iterator[None]:
         process.dismiss()
 
 
-kept = {"cache_key_fn": _key, "persist_result": True, "result_serializer": "json"}
-patient = {"retries": 2, "retry_delay_seconds": 2, "retry_condition_fn": _retry_helps}
+kept: dict[str, Any] = {"cache_key_fn": _key, "persist_result": True, "result_serializer": "json"}
+patient: dict[str, Any] = {"retries": 2, "retry_delay_seconds": 2, "retry_condition_fn": _retry_helps}
 
 
 def _finish(run: Run, stage: str, result: Result) -> None:

@@ -51,7 +51,7 @@ def warm_start(run: Run) -> WarmStartResult:
         rate = next(value for limit, value in LEARNING_RATES if resolved.parameters < limit)
 
     class Progress(TrainerCallback):
-        def on_log(self, args, state, control, logs=None, **kwargs):  # type: ignore[no-untyped-def]
+        def on_log(self, args, state, control, logs=None, **kwargs):
             if logs and "loss" in logs:
                 metrics = {"warm_start/loss": float(logs["loss"])}
                 run.emit("warm_start", step=state.global_step, steps=state.max_steps, metrics=metrics)
@@ -108,7 +108,7 @@ def warm_start(run: Run) -> WarmStartResult:
     return result
 
 
-def _trained_tokens(tokenizer, rows):  # type: ignore[no-untyped-def]
+def _trained_tokens(tokenizer, rows):
     """Tokens of all demonstrations, prompts included, as supervised training is billed."""
     texts = tokenizer.apply_chat_template([row["messages"] for row in rows], tokenize=False)
     return sum(len(ids) for ids in tokenizer(texts, add_special_tokens=False)["input_ids"])

@@ -65,7 +65,7 @@ def main(argv: list[str]) -> int:
     return 0
 
 
-def _write(run, stage: str, document: dict) -> None:  # type: ignore[no-untyped-def, type-arg]
+def _write(run, stage: str, document: dict) -> None:
     from tasks.store import write_atomically
 
     write_atomically(run.path("work", f"{stage}.json"), json.dumps(document).encode())
