@@ -26,16 +26,14 @@ def resolve(run: Run, rows: int) -> Resolved:
 
     job, h = run.job, run.job.hyperparameters
     parameters = count_parameters(base_config(run))
-    batch_size = h.batch_size if h.batch_size != "auto" else max(1, min(64, rows // 32))
+    batch_size = max(1, min(64, rows // 32)) if isinstance(h.batch_size, str) else h.batch_size
     batch_size = min(batch_size, rows)
-    n_epochs = h.n_epochs
-    if isinstance(n_epochs, str):
-        n_epochs = max(1, min(50, math.ceil(TARGET_STEPS * batch_size / rows)))
+    epochs = max(1, min(50, math.ceil(TARGET_STEPS * batch_size / rows)))
+    n_epochs = epochs if isinstance(h.n_epochs, str) else h.n_epochs
     steps = rows * n_epochs // batch_size
     multiplier = 1.0 if h.compute_multiplier == "auto" else h.compute_multiplier
-    group_size = job.sampling.group_size
-    if isinstance(group_size, str):
-        group_size = max(2, round(GROUP_SIZE * multiplier))
+    group = max(2, round(GROUP_SIZE * multiplier))
+    group_size = group if isinstance(job.sampling.group_size, str) else job.sampling.group_size
     rate = job.optimizer.learning_rate
     if rate == "auto":
         rate = _by_size(LEARNING_RATES, parameters)
