@@ -60,7 +60,7 @@ def greedy(model, given, eos_ids, **changes):
     return sample(model, given, **arguments)
 
 
-@pytest.mark.parametrize("family", ["Qwen3", "Llama", "Qwen2"])
+@pytest.mark.parametrize("family", ["Qwen3", "Llama", "Qwen2", "GPT2"])
 @pytest.mark.parametrize("seed", [0, 1, 2])
 def test_greedy_equals_generate(small_model, family, seed):
     model = small_model(family, seed)
@@ -275,6 +275,7 @@ def test_the_fallback_samples_the_plain_softmax_whatever_the_models_own_settings
     )
     exact = sequence_probabilities(model, [1, 2, 3], 2, 3, 1.0)
     assert chi_square_p(Counter(map(tuple, completions)), exact, draws) > 0.001
+    assert (model.generation_config.top_p, model.generation_config.repetition_penalty) == (0.3, 3.0)
 
 
 def test_greedy_ignores_the_models_own_settings_on_both_paths(small_model):

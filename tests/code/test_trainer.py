@@ -224,9 +224,10 @@ def test_same_gradient_off_policy_with_old_logps_and_kl(build, plain, loss):
         assert ours._metrics["train"]["clip_ratio/region_mean"][0] > 0.05
 
 
-def test_log_probabilities_and_entropies_by_hand(small_model):
+@pytest.mark.parametrize("family", ["Llama", "GPT2"])  # rotary positions; learned ones, which padding shifts
+def test_log_probabilities_and_entropies_by_hand(small_model, family):
     """Against one plain forward per row, without padding, cache or TRL."""
-    model, batch = small_model("Llama", initializer_range=0.25), generation_batch()
+    model, batch = small_model(family, initializer_range=0.25), generation_batch()
     ids = torch.cat([batch["prompt_ids"], batch["completion_ids"]], 1)
     mask = torch.cat([batch["prompt_mask"], batch["completion_mask"]], 1)
     logps, entropies = shared_prefix_logps(model, ids, mask, LIMIT, 0.8, True)
@@ -553,14 +554,15 @@ def test_after_a_checkpoint_generation_stays_in_phase(build, tmp_path):
     settings = {
         "reward": watch,
         "num_iterations": 2,
-        "max_steps": 6,
+        "max_steps": 8,
+        "rows": 8,
         "save_strategy": "steps",
-        "save_steps": 2,
+        "save_steps": 3,
     }
     trainers.append(build(RFTTrainer, **settings))
     trainers[-1].train()
-    assert steps == [0, 2, 4]
+    assert steps == [0, 2, 4, 6]
     steps.clear()
     trainers.append(build(RFTTrainer, **settings))
-    trainers[-1].train(resume_from_checkpoint=str(tmp_path / "checkpoint-4"))
-    assert steps == [4]
+    trainers[-1].train(resume_from_checkpoint=str(tmp_path / "checkpoint-3"))
+    assert steps == [3, 4, 6]  # at 3 what was to be reused is lost; from 4 on the rhythm is the old one
