@@ -7,6 +7,7 @@ environment, no network device but an unconfigured loopback, no host path, no fu
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import os
 import shutil
@@ -134,6 +135,8 @@ def command(image: Image, handed: Handed) -> list[str]:
     arguments += ["--die-with-parent", "--new-session", "--clearenv"]
     for name, value in ENVIRONMENT.items():
         arguments += ["--setenv", name, value]
+    # First, since an environment may itself lie under /tmp.
+    arguments += ["--perms", "0777", "--size", str(TMP_BYTES), "--tmpfs", "/tmp"]
     bound = _outermost(image.binds)
     for folder in sorted(
         {str(parent) for path in (*SYSTEM, *SYSTEM_FILES, *bound) for parent in Path(path).parents}
@@ -153,7 +156,6 @@ def command(image: Image, handed: Handed) -> list[str]:
     for path in bound:
         arguments += ["--ro-bind", path, path]
     arguments += ["--proc", "/proc", "--dev", "/dev"]
-    arguments += ["--perms", "0777", "--size", str(TMP_BYTES), "--tmpfs", "/tmp"]
     arguments += ["--perms", "0777", "--size", str(SHM_BYTES), "--tmpfs", "/dev/shm"]
     arguments += ["--ro-bind-data", str(handed.worker), "/worker.py"]
     arguments += ["--remount-ro", "/dev", "--remount-ro", "/", "--chdir", "/tmp"]
@@ -208,6 +210,10 @@ def why_refused(stderr: str) -> str:
                 found.append(name)
         except OSError:
             continue
+    if "namespaces exceeded" in stderr and not found:  # ENOSPC: some are allowed, but no more than there are
+        with contextlib.suppress(OSError):
+            allowed = Path("/proc/sys/user/max_user_namespaces").read_text().strip()
+            found.append(f"user.max_user_namespaces={allowed}")
     cause = (
         f"the kernel setting {' and '.join(found)} forbids it"
         if found

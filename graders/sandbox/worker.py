@@ -60,7 +60,9 @@ def main():
     if error is not None:
         return
     if config["sandboxed"]:
+        # What is there already is where an environment is bound that itself lies under /tmp.
         config["files"] = files_in_use()
+        config["keep"] = {os.path.join(folder, name) for folder in WRITABLE for name in os.listdir(folder)}
     call = call_in_fork if config["isolation"] == "call" else call_here
     warm_up()
     for line in lines:
@@ -249,7 +251,7 @@ def call_in_fork(grade, line, config):
     logs += drain(log_read, MAX_LOG - len(logs))
     os.close(result_read)
     os.close(log_read)
-    clean = not sandboxed or sweep(config["files"])
+    clean = not sandboxed or sweep(config["files"], config["keep"])
     if clean and not logs and not why and len(result) < 40:
         try:
             return b'{"reply": "%r", "seconds": %r}\n' % (float(result), seconds), True
@@ -376,7 +378,7 @@ def files_in_use():
     return total
 
 
-def sweep(clean):
+def sweep(clean, keep):
     """Empty the writable folders. False when that would take long or does not work."""
     used = files_in_use()
     if used == clean:
@@ -385,14 +387,16 @@ def sweep(clean):
         return False
     try:
         for folder in WRITABLE:
-            empty(folder)
+            empty(folder, keep)
     except (OSError, RecursionError):
         return False
     return files_in_use() == clean
 
 
-def empty(folder):
+def empty(folder, keep=()):
     for entry in list(os.scandir(folder)):
+        if entry.path in keep:
+            continue
         if entry.is_dir(follow_symlinks=False):
             os.chmod(entry.path, 0o700)
             empty(entry.path)
