@@ -333,10 +333,10 @@ def _load_flow(name: str) -> Callable[..., Any]:
     if name in ("promote", "rollback"):
         from flows import promote
 
-        return getattr(promote, name)  # type: ignore[no-any-return]
+        return getattr(promote, name)
     from flows import retrain
 
-    return getattr(retrain, name)  # type: ignore[no-any-return]
+    return getattr(retrain, name)
 
 
 if __name__ == "__main__":

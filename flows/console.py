@@ -6,6 +6,7 @@ import contextlib
 import json
 import time
 from collections.abc import Iterator
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -241,10 +242,10 @@ def grade(
     grader: Path, samples: Path, target: Path | None, against: Path | None, unsafe: bool, as_json: bool
 ) -> None:
     """`openrft grade`: regrade saved samples."""
-    from graders.regrade import regrade
     from rich.progress import Progress
 
     import graders
+    from graders.regrade import regrade
     from tasks.errors import BadInput
 
     for file in (grader, samples, *([against] if against else [])):
@@ -254,18 +255,34 @@ def grade(
         with graders.load(grader, unsafe=unsafe) as loaded, Progress(console=out, disable=as_json) as bars:
             bar = bars.add_task("grading", total=None)
             other = graders.load(against, unsafe=unsafe) if against else None
-            result = regrade(
-                loaded,
-                samples,
-                out_path=target,
-                against=other,
-                progress=lambda done, total: bars.update(bar, completed=done, total=total),
-            )
+
+            def on_grade(done: int, total: int) -> None:
+                bars.update(bar, completed=done, total=total)
+
+            found = regrade(loaded, samples, target, other, on_grade)
     except graders.GraderError as error:
-        raise BadInput(str(error)) from None
-    document = result.as_dict()
+        raise BadInput(f"{grader}: {error}") from None
     if as_json:
-        print(json.dumps(document, indent=2))
+        print(json.dumps(found.to_dict(), indent=2))
         return
-    for key, value in document.items():
-        say(f"{key:16}  {value}")
+    show_grades(found)
+
+
+def show_grades(found: Any) -> None:
+    table = Table("grader", "mean", "spread", "lowest", "highest", "ungraded")
+    for name, column in found.graders.items():
+        values = [column.mean, column.spread, column.low, column.high]
+        table.add_row(name, *("" if v is None else f"{v:.3f}" for v in values), str(column.failed))
+    out.print(table)
+    say(
+        f"{found.rows} rows"
+        + (f", {found.resumed} of them graded by an earlier run" if found.resumed else "")
+    )
+    say("errors: " + (", ".join(f"{name} {count}" for name, count in found.errors.items()) or "none"))
+    slowest = ", ".join(f"row {s['row']} {s['seconds'] * 1000:.1f} ms" for s in found.slowest[:5])
+    say(f"seconds per grade: mean {found.seconds_mean:.4f}; slowest {slowest}")
+    if found.against is not None:
+        for key, value in asdict(found.against).items():
+            say(f"{key}: {value}")
+    if found.grades_path:
+        say(f"grades: {found.grades_path}")

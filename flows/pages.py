@@ -20,6 +20,7 @@ from tasks.errors import BadInput, StageFailed
 from tasks.home import Home
 
 SERVERS = "servers.json"
+TEMPORARY = "temporary-servers"
 
 
 def use_running_server(home: Home) -> None:
@@ -41,24 +42,44 @@ def warm_up(home: Home, trains: bool) -> None:
     from tasks.train import process
 
     process.standby()
-    server = None
+    starting = None
     if not os.environ.get("PREFECT_API_URL"):
         from prefect.server.api.server import SubprocessASGIServer
 
-        server = threading.Thread(target=_start_temporary, args=(SubprocessASGIServer(),))
-        server.start()
+        end_orphans(home)
+        server = SubprocessASGIServer()
+        starting = threading.Thread(target=_start_temporary, args=(server,))
+        starting.start()
     from tasks import tracking
 
     tracking.client(home).search_experiments(max_results=1)
     if trains:
         import great_expectations  # noqa: F401
-    if server is not None:
-        server.join()
+    if starting is not None:
+        starting.join()
+        if server.server_process is not None:
+            note = home.state / TEMPORARY / str(os.getpid())
+            note.parent.mkdir(parents=True, exist_ok=True)
+            note.write_text(str(server.server_process.pid), "utf-8")
 
 
 def _start_temporary(server: Any) -> None:
     with contextlib.suppress(RuntimeError):  # the flow asks again, and then the failure is told
         server.start(timeout=60)
+
+
+def end_orphans(home: Home) -> None:
+    """End temporary Prefect servers whose flow process was killed: Prefect ends them only on a normal exit."""
+    import psutil
+
+    for note in (home.state / TEMPORARY).glob("*"):
+        if note.name.isdigit() and psutil.pid_exists(int(note.name)):
+            continue
+        with contextlib.suppress(psutil.Error, ValueError, OSError):
+            server = psutil.Process(int(note.read_text("utf-8")))
+            if any("prefect.server" in part for part in server.cmdline()):  # the number may be reused by now
+                server.terminate()
+        note.unlink(missing_ok=True)
 
 
 def start(home: Home, prefect_port: int, mlflow_port: int, as_json: bool) -> None:

@@ -58,7 +58,7 @@ def promote(model: str, version: int) -> dict[str, Any]:
     deployment = stages.publish_and_smoke(run_id, model, version)
     why = f"job {run_id}: smoke test {deployment.smoke_reward:.3f} on {deployment.smoke_rows} rows"
     registry.make_champion(home, model, version, why)
-    stages.record_deployment(run_id, deployment)
+    stages.record_promotion(run_id, deployment)
     return {"model": model, "version": version, "champion": version, "changed": True}
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import Any
 
 from prefect import flow
-from prefect.runtime import flow_run
 
 from flows.promote import promote
 from tasks import stages
@@ -25,8 +24,7 @@ def retrain(job: Job) -> dict[str, Any]:
     run = start_run(job)
     if run.record.status == "succeeded":
         return {"job": run.id, "unchanged": True}
-    run.record.flow_run_id = str(flow_run.id)
-    with stages.kept_results(), lifecycle(run):
+    with lifecycle(run), stages.under_prefect(run):
         dataset = stages.validate(run.id)
         gate("validate", dataset.ok, [f.message for f in dataset.findings if f.severity == "critical"])
         if job.warm_start:
@@ -50,8 +48,7 @@ def calibrate(job: Job) -> dict[str, Any]:
         job: What would be trained, on what, judged how.
     """
     run = start_run(job)
-    run.record.flow_run_id = str(flow_run.id)
-    with stages.kept_results(), lifecycle(run, ends="queued"):
+    with lifecycle(run, ends="queued"), stages.under_prefect(run):
         dataset = stages.validate(run.id)
         gate("validate", dataset.ok, [f.message for f in dataset.findings if f.severity == "critical"])
         if job.warm_start:

@@ -10,13 +10,18 @@ import contextlib
 import time
 from collections.abc import Callable, Iterator
 from typing import Any
+from uuid import UUID
 
 from prefect import task
 from prefect.artifacts import create_markdown_artifact, create_progress_artifact, update_progress_artifact
+from prefect.client.orchestration import get_client
+from prefect.exceptions import ObjectNotFound
 from prefect.filesystems import WritableFileSystem
+from prefect.runtime import flow_run
+from prefect.states import Crashed
 from prefect.utilities.asyncutils import sync_compatible
 
-from tasks import dataset, deploy, registry, tracking
+from tasks import dataset, deploy, lifecycle, registry, tracking
 from tasks.errors import GateClosed, StoreUnreachable
 from tasks.home import open_home
 from tasks.results import (
@@ -69,19 +74,36 @@ def _retry_helps(task: Any, task_run: Any, state: Any) -> bool:
 
 
 @contextlib.contextmanager
-def kept_results() -> Iterator[None]:
-    """Within it, stage results go to the store. The block must be known to the server that is in use."""
+def under_prefect(run: Run) -> Iterator[None]:
+    """Tie the job to the current flow run and keep its stages' results in the store.
+
+    Enter it with the job's lock held. The block must be known to the server that is in use, and an earlier
+    flow run of the job that never ended was killed: nobody else will say so.
+    """
     block = StageResults()
     block.save("stages", overwrite=True)
     before = {stage: stage.result_storage for stage in KEPT}
     for stage in KEPT:
         stage.result_storage = block
+    _crash_stale(run.record.flow_run_id)
+    run.record.flow_run_id = str(flow_run.id)
+    run.save()
     try:
         yield
     finally:
         for stage, storage in before.items():
             stage.result_storage = storage
         process.dismiss()
+
+
+def _crash_stale(flow_run_id: str | None) -> None:
+    if flow_run_id is None:
+        return
+    with get_client(sync_client=True) as client, contextlib.suppress(ObjectNotFound):
+        state = client.read_flow_run(UUID(flow_run_id)).state
+        if state is not None and not state.is_final():
+            message = "The process of this run was killed; a later run of the job went on from there."
+            client.set_flow_run_state(UUID(flow_run_id), Crashed(message=message), force=True)
 
 
 kept: dict[str, Any] = {"cache_key_fn": _key, "persist_result": True, "result_serializer": "json"}
@@ -262,8 +284,14 @@ def publish_and_smoke(run_id: str, name: str, version: int) -> Deployment:
     )
 
 
-def record_deployment(run_id: str, deployment: Deployment) -> None:
-    _finish(open_run(run_id), "deploy", deployment)
+def record_promotion(run_id: str, deployment: Deployment | None = None, reason: str = "") -> None:
+    """Keep what became of the version with its job, and draw the report anew."""
+    run = open_run(run_id)
+    if deployment is not None:
+        _finish(run, "deploy", deployment)
+    run.record.stages["promotion"] = {"promoted": deployment is not None, "reason": reason}
+    run.save()
+    lifecycle.write_report(run)
 
 
 def gate(stage: str, ok: bool, reasons: list[str]) -> None:

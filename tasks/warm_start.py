@@ -69,8 +69,9 @@ def warm_start(run: Run) -> WarmStartResult:
                 -settings.batch_size // min(settings.batch_size, resolved.micro_batch)
             ),
             learning_rate=rate,
-            lr_scheduler_type="cosine",
-            warmup_steps=10,
+            lr_scheduler_type="linear",
+            warmup_steps=0.05,
+            adam_beta2=0.98,  # short runs: the default 0.999 remembers longer than they last
             completion_only_loss=True,
             max_length=None,
             seed=run.job.seed,

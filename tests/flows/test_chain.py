@@ -187,6 +187,11 @@ def test_killed_flow_goes_on_where_it_was_cut_off(finished, document, tmp_path):
     assert not worker.is_running() or worker.status() == "zombie", "no orphan goes on training"
     again = subprocess.run(command, capture_output=True, text=True, timeout=400)
     assert again.returncode == 0, again.stderr
+    with sqlite3.connect(home / "prefect" / "prefect.db") as db:
+        query = "select state_type from flow_run where parent_task_run_id is null"
+        states = [state for (state,) in db.execute(query)]
+    assert sorted(states) == ["COMPLETED", "CRASHED"], "the killed run does not stay `Running` for ever"
+    assert not (home / "temporary-servers" / str(running.pid)).exists(), "nor does its temporary server"
     resumed = json.loads(again.stdout)
     assert resumed["weights_sha256"] == document["weights_sha256"]
     written = [json.loads(line) for line in events.read_text().splitlines()]
