@@ -297,10 +297,10 @@ def read_reply(reply: dict[str, Any]) -> tuple[Outcome, bool]:
         except (ValueError, RecursionError):
             inner = None
         if isinstance(inner, float):
-            inner = {"score": inner}
-        reply = (
-            inner if isinstance(inner, dict) else {"error": "the grader's process sent no readable result"}
-        )
+            reply = {"score": inner}
+        else:
+            text = inner.get("error") if isinstance(inner, dict) else None
+            reply = {"error": text or "the grader's process sent no readable result"}
     score = reply.get("score")
     if isinstance(score, float) and score - score == 0:
         return Outcome(score, seconds=seconds, logs=logs), bye
