@@ -173,6 +173,8 @@ class Grader:
                     parts[index] = {}
                     if on_grade is not None:
                         on_grade(index, whole)
+            if None in grades:
+                raise GraderError("the grader was closed while it graded")
         except BaseException:
             # An interrupt or a caller's error: nothing may go on grading behind its back.
             self.close()

@@ -53,8 +53,8 @@ def main():
     sys.stdout, sys.stderr = unbuffered(1), unbuffered(2)
     grade, error = load_source(config["source"])
     logs = drain(log_read).decode("utf-8", "replace")
-    for descriptor in (1, 2):
-        os.dup2(null, descriptor)
+    os.dup2(null, 1)
+    os.dup2(null, 2)
     os.close(log_read)
     send(REPLIES, {"ready": error is None, "error": error, "logs": logs})
     if error is not None:
@@ -91,10 +91,7 @@ def warm_up():
 
 def read_lines(descriptor):
     pending = b""
-    while True:
-        data = os.read(descriptor, 1 << 18)
-        if not data:
-            return
+    while data := os.read(descriptor, 1 << 18):
         *complete, pending = (pending + data).split(b"\n") if pending else data.split(b"\n")
         for line in complete:
             yield line.decode()
@@ -247,7 +244,7 @@ def call_in_fork(grade, line, config):
     if sandboxed:
         wait_for_others()
     if not why:
-        result += read_rest(result_read)
+        result += drain(result_read, MAX_REPLY)
     logs += drain(log_read, MAX_LOG - len(logs))
     os.close(result_read)
     os.close(log_read)
@@ -316,13 +313,6 @@ def watch(child, poll, result_read, log_read, start, config):
                 return result, logs, None, status
             if config["sandboxed"] and files_in_use() > MAX_FILES:
                 return b"", logs, f"OSError: more than {MAX_FILES} files", None
-
-
-def read_rest(descriptor):
-    try:
-        return os.read(descriptor, MAX_REPLY)
-    except BlockingIOError:
-        return b""
 
 
 def drain(descriptor, limit=MAX_LOG):
