@@ -149,7 +149,14 @@ def _started(run: Run, stage: str) -> Iterator[Callable[[dict[str, Any]], None]]
 def _in_worker(run_id: str, stage: str, *arguments: str) -> tuple[Run, dict[str, Any]]:
     run = open_run(run_id)
     with _started(run, stage) as on_event:
-        return run, process.run_stage(run, stage, on_event, *arguments)
+
+        def and_prepare(event: dict[str, Any]) -> None:
+            on_event(event)
+            # The two stages that follow a long one are short: their workers load while it still runs.
+            if stage in ("warm_start", "train") and 2 * event.get("step", 0) >= event.get("steps", 0) > 0:
+                process.standby(2)
+
+        return run, process.run_stage(run, stage, and_prepare, *arguments)
 
 
 @task(name="validate", **kept, **patient)
@@ -182,7 +189,6 @@ def validate(run_id: str) -> DatasetReport:
 @task(name="warm_start", **kept, **patient)
 def warm_start(run_id: str) -> WarmStartResult:
     run, found = _in_worker(run_id, "warm_start")
-    process.standby()
     result = WarmStartResult.model_validate(found)
     _finish(run, "warm_start", result)
     return result
@@ -191,7 +197,6 @@ def warm_start(run_id: str) -> WarmStartResult:
 @task(name="calibrate", **kept, **patient)
 def calibrate(run_id: str) -> CalibrationReport:
     run, found = _in_worker(run_id, "calibrate")
-    process.standby()
     report = CalibrationReport.model_validate(found)
     _finish(run, "calibrate", report)
     tracking.log_report(run, "calibration/report.json")
@@ -249,7 +254,6 @@ def evaluate(run_id: str) -> EvaluationReport:
 @task(name="register", **kept, **patient)
 def register(run_id: str) -> ModelVersion:
     run = open_run(run_id)
-    process.standby()
     with _started(run, "register"):
         version = registry.register(run)
     _finish(run, "register", version)
