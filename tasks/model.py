@@ -151,7 +151,9 @@ def seed_everything(seed: int, threads: int) -> None:
     numpy.random.seed(seed % 2**32)
     torch.manual_seed(seed)
     torch.use_deterministic_algorithms(True, warn_only=True)
-    torch.utils.deterministic.fill_uninitialized_memory = False  # finds bugs in kernels, at a price per tensor
+    torch.utils.deterministic.fill_uninitialized_memory = (
+        False  # finds bugs in kernels, at a price per tensor
+    )
 
 
 def draw_rows(run: Run, split: str, count: int) -> list[dict[str, Any]]:

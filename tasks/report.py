@@ -10,10 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import json
-import math
-import statistics
-from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from decimal import ROUND_HALF_UP, Decimal
 from pathlib import Path
@@ -22,23 +19,23 @@ from typing import Any, TypeVar
 from pydantic import BaseModel
 
 from tasks.billing import RateCard
+from tasks.charts import best_of_chart, curve_plot, curve_rows, histogram, whiskers
 from tasks.errors import StageFailed
+from tasks.history import Curves, curves
 from tasks.results import (
     CalibrationReport,
     DatasetReport,
     Deployment,
     EvaluationReport,
-    Interval,
     ModelVersion,
     TrainingResult,
     WarmStartResult,
 )
 from tasks.run import Run
 from tasks.store import write_atomically
+from tasks.wording import duration, finite, number, percent, shorten, signed
 
 EXAMPLES = 10
-LONGEST_TEXT = 1500
-MOST_POINTS = 400  # of the training curve; beyond it, points are means of neighbouring steps
 STAGES = {
     "validate": "Validate the data",
     "warm_start": "Warm start",
@@ -132,40 +129,6 @@ def context(run: Run) -> dict[str, Any]:
 
 
 # ---- what happened ----------------------------------------------------------------------------------
-
-
-@dataclass
-class Curves:
-    """A job's course, as its events tell it. A step that a resumed run repeated stands here once."""
-
-    train: dict[int, float] = field(default_factory=dict)
-    valid: dict[int, dict[str, float]] = field(default_factory=dict)
-    checkpoints: dict[int, float] = field(default_factory=dict)  # step → billed seconds in its ledger
-    restarts: list[int] = field(default_factory=list)  # the step that each restart went on from
-    warnings: list[str] = field(default_factory=list)
-
-
-def curves(events: Iterable[dict[str, Any]]) -> Curves:
-    """Rewards by step. When training starts again at step s, what an earlier attempt did after s is void."""
-    result, started = Curves(), False
-    for event in events:
-        kind, step, metrics = event.get("type"), int(event.get("step") or 0), event.get("metrics") or {}
-        if kind == "training_started":
-            if started:
-                result.restarts.append(step)
-            started = True
-            for series in (result.train, result.valid, result.checkpoints):
-                for late in [s for s in series if s > step]:
-                    del series[late]
-        elif kind == "step" and _finite(metrics.get("train/reward")):
-            result.train[step] = metrics["train/reward"]
-        elif kind == "validation":
-            result.valid[step] = {name: value for name, value in metrics.items() if _finite(value)}
-        elif kind == "checkpoint":
-            result.checkpoints[step] = float(event.get("billed_seconds") or 0.0)
-        elif kind == "warning" and (message := str(event.get("message", ""))) not in result.warnings:
-            result.warnings.append(message)
-    return result
 
 
 @dataclass(frozen=True)
@@ -299,197 +262,7 @@ def bill(card: RateCard, training: TrainingResult | None, history: Curves) -> di
     }
 
 
-# ---- charts: numbers only ---------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Axis:
-    """Maps values onto pixels. `ticks` are (pixel, label)."""
-
-    low: float
-    high: float
-    start: float
-    stop: float
-    step: float
-    share: bool = False  # label as percentages
-
-    def at(self, value: float) -> float:
-        return round(self.start + (value - self.low) / (self.high - self.low) * (self.stop - self.start), 1)
-
-    @property
-    def ticks(self) -> list[tuple[float, str]]:
-        scale, unit = (100, "\N{NO-BREAK SPACE}%") if self.share else (1, "")
-        digits = max(0, -math.floor(math.log10(scale * self.step) + 1e-9))
-        if scale * self.step * 10**digits % 1 > 1e-6:  # a step such as 0.25 needs one digit more
-            digits += 1
-        first, last = math.ceil(self.low / self.step - 1e-6), math.floor(self.high / self.step + 1e-6)
-        marks = [i * self.step for i in range(first, last + 1)]
-        return [(self.at(m), number(scale * m, digits) + unit if m else "0") for m in marks]
-
-
-def value_axis(
-    values: Iterable[float], start: float, stop: float, most: int = 5, share: bool = False
-) -> Axis:
-    """An axis with round ticks around all `values`. It leaves neither 0 to 1 nor the positive numbers unless
-    a value does."""
-    numbers = list(values)
-    low, high = min(numbers), max(numbers)
-    floor, ceiling = (0.0 if low >= 0 else -math.inf), (1.0 if low >= 0 and high <= 1 else math.inf)
-    room = max(0.04 * (high - low), 0.05 * max(1.0, abs(high)) if high - low < 0.1 else 0.0)
-    low, high = max(floor, low - room), min(ceiling, high + room)
-    step = _round_step((high - low) / most)
-    low, high = math.floor(low / step + 1e-9) * step, math.ceil(high / step - 1e-9) * step
-    return Axis(low, high, start, stop, step, share)
-
-
-def _round_step(least: float) -> float:
-    power: float = 10.0 ** math.floor(math.log10(least))
-    return next(power * factor for factor in (1, 2, 2.5, 5, 10) if power * factor >= least * (1 - 1e-9))
-
-
-def curve_plot(history: Curves, training: TrainingResult | None, steps: int) -> dict[str, Any] | None:
-    """Geometry of the learning curve: training reward, validation reward, kept checkpoints, the chosen one."""
-    valid = {step: m["valid/reward"] for step, m in sorted(history.valid.items()) if "valid/reward" in m}
-    if not valid and not history.train:
-        return None
-    train = sorted(history.train.items())
-    block = -(-len(train) // MOST_POINTS) or 1
-    means = [
-        (statistics.fmean(s for s, _ in part), statistics.fmean(r for _, r in part))
-        for part in (train[i : i + block] for i in range(0, len(train), block))
-    ]
-    last = max([steps, 1, *valid, *history.train])
-    x = Axis(0, last, 56, 604, max(1.0, _round_step(last / 6)))
-    y = value_axis([*valid.values(), *(reward for _, reward in means)], 268, 12)
-    kept = {info.step for info in training.checkpoints} if training else set(history.checkpoints)
-    best = training.best_step if training else None
-    return {
-        "x": x,
-        "y": y,
-        "block": block,
-        "train": " ".join(f"{x.at(s)},{y.at(r)}" for s, r in means),
-        "valid": " ".join(f"{x.at(s)},{y.at(r)}" for s, r in valid.items()),
-        "points": [
-            {"step": s, "reward": r, "x": x.at(s), "y": y.at(r), "kept": s in kept, "chosen": s == best}
-            for s, r in valid.items()
-        ],
-    }
-
-
-def curve_rows(history: Curves) -> list[dict[str, Any]]:
-    """The curve as a table: one line per validation, with the mean training reward since the one before."""
-    rows, before = [], -1
-    for step, metrics in sorted(history.valid.items()):
-        since = [reward for s, reward in history.train.items() if before < s <= step]
-        rows.append(
-            {
-                "step": step,
-                "train": statistics.fmean(since) if since else None,
-                "valid": metrics.get("valid/reward"),
-                "pass_rate": metrics.get("valid/pass_rate"),
-            }
-        )
-        before = step
-    return rows
-
-
-def whiskers(report: EvaluationReport, name: str, title: str) -> dict[str, Any]:
-    """One dot-and-whisker panel. Sampled and greedy share an axis, so that they can be compared."""
-    models, share = [report.base, *report.candidates], "pass_rate" in name
-    pair = (name.removeprefix("greedy_"), f"greedy_{name.removeprefix('greedy_')}")
-    spans: list[Interval] = [getattr(model, key) for model in models for key in pair]
-    axis = value_axis(
-        [edge for span in spans for edge in (span.low, span.high, span.mean)], 92, 272, 4, share
-    )
-    rows = []
-    for index, model in enumerate(models):
-        span: Interval = getattr(model, name)
-        rows.append(
-            {
-                "name": model.name,
-                "span": span,
-                "y": 22 + 28 * index,
-                "x": axis.at(span.mean),
-                "low": axis.at(span.low),
-                "high": axis.at(span.high),
-                "chosen": model.step == report.best.step,
-            }
-        )
-    return {"title": title, "share": share, "axis": axis, "rows": rows, "height": 22 + 28 * len(rows) + 22}
-
-
-def best_of_chart(values: dict[int, float]) -> dict[str, Any] | None:
-    """Bars of the mean best of k; None where a reward is below zero, which bars cannot show."""
-    if not values or min(values.values()) < 0:
-        return None
-    chart = _bars({f"best of {k}": value for k, value in values.items()}, 3)
-    return chart | {
-        "ticks": [(b["x"] + b["width"] / 2, f"{k}") for b, k in zip(chart["bars"], values, strict=True)]
-    }
-
-
-def histogram(rewards: list[float]) -> dict[str, Any] | None:
-    """How many completions scored what, in ten equal classes; the last one holds its upper end."""
-    if not rewards:
-        return None
-    low, high = min(rewards), max(rewards)
-    low, high = (0.0, 1.0) if low >= 0 and high <= 1 else (low, high if high > low else low + 1)
-    counts = [0] * 10
-    for reward in rewards:
-        counts[min(9, int((reward - low) / (high - low) * 10))] += 1
-    edges = [number(low + (high - low) * i / 10, 1 if high - low == 1 else 2) for i in range(11)]
-    chart = _bars({f"{edges[i]} to {edges[i + 1]}": float(n) for i, n in enumerate(counts)}, 0)
-    return chart | {"ticks": [(48 + 28 * i, edges[i]) for i in range(0, 11, 2)]}
-
-
-def _bars(values: dict[str, float], digits: int) -> dict[str, Any]:
-    y, width = value_axis([0.0, *values.values()], 150, 14, 3), 280 / len(values)
-    chart = [
-        {
-            "label": label,
-            "text": number(value, digits),
-            "x": round(48 + width * (i + 0.1), 1),
-            "width": round(width * 0.8, 1),
-            "y": y.at(value),
-            "height": round(150 - y.at(value), 1),
-        }
-        for i, (label, value) in enumerate(values.items())
-    ]
-    return {"y": y, "bars": chart, "summary": ", ".join(f"{b['label']}: {b['text']}" for b in chart)}
-
-
 # ---- words and files --------------------------------------------------------------------------------
-
-
-def number(value: float | None, digits: int = 2) -> str:
-    """Fixed decimals with a real minus sign; never "−0.00"."""
-    if value is None or not math.isfinite(value):
-        return "not graded"
-    text = f"{value:,.{digits}f}"
-    if not text.strip("-0.,"):
-        text = text.lstrip("-")
-    return text.replace("-", "\N{MINUS SIGN}")
-
-
-def signed(value: float, digits: int = 2) -> str:
-    return number(value, digits) if round(value, digits) <= 0 else f"+{number(value, digits)}"
-
-
-def percent(value: float | None) -> str:
-    return "not known" if value is None else f"{100 * value:.1f}\N{NO-BREAK SPACE}%"
-
-
-def duration(seconds: float | Decimal) -> str:
-    whole = round(seconds)
-    if whole < 60:
-        return f"{seconds:.1f} s"
-    hours, minutes = whole // 3600, whole % 3600 // 60
-    return f"{hours} h {minutes} min" if hours else f"{minutes} min {whole % 60} s"
-
-
-def shorten(text: str) -> str:
-    more = len(text) - LONGEST_TEXT
-    return text if more <= 0 else f"{text[:LONGEST_TEXT]}… ({more:,} more characters)"
 
 
 def _text(value: Any) -> str:
@@ -538,7 +311,7 @@ def _calibration_rewards(run: Run) -> list[float]:
         return []
     import pyarrow.parquet as pq
 
-    return [r for r in pq.read_table(file, columns=["reward"])["reward"].to_pylist() if _finite(r)]
+    return [r for r in pq.read_table(file, columns=["reward"])["reward"].to_pylist() if finite(r)]
 
 
 def _stage(run: Run, name: str, model: type[M]) -> M | None:
@@ -557,14 +330,10 @@ def _relative(run: Run, path: str) -> str:
     return path.removeprefix(f"{run.folder}/").removeprefix(f"{run.uri()}/")
 
 
-def _finite(value: Any) -> bool:
-    return isinstance(value, int | float) and math.isfinite(value)
-
-
 def _reward(side: dict[str, Any], name: str = "reward") -> float:
     """A reward as evaluation counts it: what could not be graded is worth nothing to whoever asked."""
     value: Any = side.get(name)
-    return float(value) if _finite(value) else 0.0
+    return float(value) if finite(value) else 0.0
 
 
 def _delta(answer: dict[str, Any], name: str = "reward") -> float:

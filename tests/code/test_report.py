@@ -14,9 +14,11 @@ from typing import Any
 import pytest
 
 from tasks.billing import load_rate_card
+from tasks.charts import histogram, value_axis
+from tasks.history import curves
 from tasks.home import Home
 from tasks.job import Job
-from tasks.report import bill, choose_examples, curves, histogram, number, signed, value_axis, write_report
+from tasks.report import bill, choose_examples, write_report
 from tasks.results import (
     CalibrationReport,
     CheckpointInfo,
@@ -33,6 +35,7 @@ from tasks.results import (
     WarmStartResult,
 )
 from tasks.run import Record, Run
+from tasks.wording import number, signed
 
 HOSTILE = "<script>alert('x')</script> \"quoted\" & </pre></style><img src=https://evil.example/x onerror=y>"
 VOID = {"meta", "link", "br", "img", "input", "hr"}
