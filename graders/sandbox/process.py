@@ -89,7 +89,12 @@ class Worker:
             passed = tuple(fd for fd in astuple(handed) if fd is not None)
             process = subprocess.Popen(command(image, handed), env={}, pass_fds=passed, bufsize=0, **pipes)
             if outer is not None:
-                _map_user(info, outer)
+                try:
+                    _map_user(info, outer)
+                except BaseException:
+                    process.kill()
+                    process.wait()
+                    raise
                 os.write(block_end, b"x")
             return process
 
@@ -172,6 +177,9 @@ def _map_user(info: int, outer: int) -> None:
         for name in ("uid_map", "gid_map"):
             Path(f"/proc/{pid}/{name}").write_text(f"0 0 1\n{INNER_ID} {outer} 1\n")
     except OSError as error:
+        # It waits for its users and does not yet die with its parent.
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
         raise GraderError(f"the sandbox cannot be given its user: {error}") from None
 
 
