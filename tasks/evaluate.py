@@ -9,7 +9,6 @@ import json
 import statistics
 import time
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from tasks.dataset import load_rows
@@ -160,10 +159,9 @@ def _interval(run: Run, per_row: list[float]) -> Any:
 
 
 def _checkpoint_folder(run: Run, step: int) -> str:
-    folder: Path = run.path("checkpoints", checkpoint.name_of(step))
-    if not folder.exists():
-        get_folder(run.home.store, f"{run.key}/checkpoints/{checkpoint.name_of(step)}", folder)
-    return str(folder)
+    """The checkpoint, verified; fetched when the job has moved to another machine."""
+    name = checkpoint.name_of(step)
+    return str(get_folder(run.home.store, f"{run.key}/checkpoints/{name}", run.path("checkpoints", name)))
 
 
 def _keep(run: Run, rows: list[dict[str, Any]], base: Scores, best: Scores) -> None:

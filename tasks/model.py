@@ -102,7 +102,8 @@ def context_limit(run: Run) -> int:
 def start_source(run: Run) -> str:
     """Weights that RFT starts from: the warm start's, if the job has one, else the base. Builds `tiny`."""
     if run.job.warm_start is not None:
-        return str(run.path("warm_start", "model"))
+        key = f"{run.key}/warm_start/model"
+        return str(get_folder(run.home.store, key, run.path("warm_start", "model")))
     if run.job.model == TINY and not run.path("base", "config.json").exists():
         build_base(run)
     return base_source(run)

@@ -6,6 +6,7 @@ import math
 import os
 from typing import TYPE_CHECKING, Any
 
+from tasks.errors import BadInput
 from tasks.results import Resolved
 
 if TYPE_CHECKING:
@@ -26,6 +27,11 @@ def resolve(run: Run, rows: int) -> Resolved:
 
     job, h = run.job, run.job.hyperparameters
     parameters = count_parameters(base_config(run))
+    if not parameters and "auto" in (job.optimizer.learning_rate, job.resources.micro_batch):
+        raise BadInput(
+            f"model: the size of {job.model!r} cannot be read from its configuration; "
+            "set optimizer.learning_rate and resources.micro_batch"
+        )
     batch_size = max(1, min(64, rows // 32)) if isinstance(h.batch_size, str) else h.batch_size
     batch_size = min(batch_size, rows)
     epochs = max(1, min(50, math.ceil(TARGET_STEPS * batch_size / rows)))
@@ -68,6 +74,7 @@ def _micro_batch(given: int | str, completions: int, parameters: int) -> int:
 
 def count_parameters(config: dict[str, Any]) -> int:
     """Parameters of a Llama-shaped decoder from its configuration (norms and biases left out)."""
+    config = config.get("text_config") or config
     hidden, layers = config.get("hidden_size", 0), config.get("num_hidden_layers", 0)
     heads = config.get("num_attention_heads", 1)
     width = config.get("head_dim") or hidden // max(heads, 1)
