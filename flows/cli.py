@@ -275,8 +275,11 @@ def rollback(
 ) -> None:
     """Put a model's previous champion back."""
     from flows import console
+    from tasks import registry
 
-    outcome = _flow(_home(home), "rollback", model=model, show=None)
+    place = _home(home)
+    registry.aliases(place, model)  # a wrong name is told before Prefect is started
+    outcome = _flow(place, "rollback", model=model, show=None)
     if as_json:
         _print_json(outcome)
     else:

@@ -133,13 +133,11 @@ def validate(run: Run) -> DatasetReport:
     """
     from tasks.model import context_limit, load_tokenizer
     from tasks.resolve import resolve
+    from tasks.run import splits
 
     started = time.perf_counter()
+    run.fetch(*[f"dataset/{split}.jsonl" for split in run.record.files])
     raw = {split: list(read_rows(run.dataset(split))) for split in run.record.files}
-    broken = _unreadable(run, raw)
-    if broken:  # nothing that follows means anything on a file that does not parse
-        raise BadInput("\n".join(f"{f.file}: {f.message}" for f in broken))
-    run.fetch(*[f"dataset/{split}.jsonl" for split in raw])
     tokenizer = load_tokenizer(run)
     limit = context_limit(run) - run.job.sampling.max_completion_tokens
     tables = {split: _facts(split, rows, tokenizer) for split, rows in raw.items()}
@@ -148,7 +146,7 @@ def validate(run: Run) -> DatasetReport:
     findings = _expect(run, tables, limit)
     files = {
         split: FileFacts(
-            uri=_given_uri(run, split),
+            uri=splits(run.job)[split],
             sha256=run.record.files[split],
             rows=len(facts),
             tokens_median=sorted(f["tokens"] for f in facts)[len(facts) // 2],
@@ -169,39 +167,24 @@ def validate(run: Run) -> DatasetReport:
     return report
 
 
-def _given_uri(run: Run, split: str) -> str:
-    job = run.job
-    given = {"train": job.training_file, "validation": job.validation_file, "test": job.test_file}
-    return given.get(split, job.warm_start.file if job.warm_start else "")
+def refuse_unreadable(uri: str, rows: list[tuple[int, Any]]) -> None:
+    """Raise BadInput with the first ten lines that do not parse, or when there is no row at all."""
+    bad = [f"{uri}: line {line}: {problem}" for line, problem in rows if isinstance(problem, str)]
+    if len(bad) > 10:
+        bad = [*bad[:10], f"{uri}: and {len(bad) - 10} more lines"]
+    if bad:
+        raise BadInput("\n".join(bad))
+    if not rows:
+        raise BadInput(f"{uri}: holds no rows; expected one JSON object per line")
 
 
-def _unreadable(run: Run, raw: dict[str, list[tuple[int, Any]]]) -> list[Finding]:
-    findings = []
-    for split, rows in raw.items():
-        bad = [(line, problem) for line, problem in rows if isinstance(problem, str)]
-        for line, problem in bad[:10]:
-            findings.append(
-                Finding(
-                    check="json",
-                    severity="critical",
-                    file=_given_uri(run, split),
-                    message=f"line {line}: {problem}",
-                    lines=[line],
-                    count=1,
-                )
-            )
-        if len(bad) > 10:
-            findings[-1].message += f" (and {len(bad) - 10} more lines)"
-        if not rows:
-            findings.append(
-                Finding(
-                    check="json",
-                    severity="critical",
-                    file=_given_uri(run, split),
-                    message="holds no rows; expected one JSON object per line",
-                )
-            )
-    return findings
+def refuse_unfit(uri: str, rows: list[tuple[int, Any]], grader: Any) -> None:
+    """Raise BadInput when a template of the grader names what not a single row has."""
+    problems = grader.check([row for _, row in rows])
+    if len({problem.row for problem in problems}) == len(rows):
+        raise BadInput(
+            f"{uri}: no row has what the grader asks for. Line {rows[0][0]}: {problems[0].message}"
+        )
 
 
 def _facts(split: str, rows: list[tuple[int, Any]], tokenizer: Any) -> list[dict[str, Any]]:
@@ -265,6 +248,7 @@ def _mark_templates(
 def _expect(run: Run, tables: dict[str, list[dict[str, Any]]], limit: int) -> list[Finding]:
     """Run the Great Expectations suite on each file and write its data docs."""
     from tasks.expectations import run_suites
+    from tasks.run import splits
 
     outcomes = run_suites(tables, limit, run.path("dataset", "docs"))
     findings = []
@@ -277,7 +261,7 @@ def _expect(run: Run, tables: dict[str, list[dict[str, Any]]], limit: int) -> li
             Finding(
                 check=check,
                 severity=severity,
-                file=_given_uri(run, split),
+                file=splits(run.job)[split],
                 message=f"{message}: lines {shown}{extra}",
                 lines=lines[:LINES_SHOWN],
                 count=len(lines),

@@ -28,8 +28,12 @@ class Section(BaseModel):
 class Hyperparameters(Section):
     """OpenAI's hyperparameters of reinforcement fine-tuning. `auto` is resolved before training and shown."""
 
-    n_epochs: Annotated[int, Field(ge=1, le=50, strict=True)] | Auto = Field("auto", description="Passes over the rows.")
-    batch_size: Annotated[int, Field(ge=1, le=256, strict=True)] | Auto = Field("auto", description="Prompts per step.")
+    n_epochs: Annotated[int, Field(ge=1, le=50, strict=True)] | Auto = Field(
+        "auto", description="Passes over the rows."
+    )
+    batch_size: Annotated[int, Field(ge=1, le=256, strict=True)] | Auto = Field(
+        "auto", description="Prompts per step."
+    )
     learning_rate_multiplier: Rate | Auto = Field(
         "auto", description="Scales the base learning rate of the model's size."
     )

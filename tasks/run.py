@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import time
 from dataclasses import dataclass
 from importlib.metadata import version
@@ -23,7 +24,6 @@ from tasks.job import Job
 from tasks.store import LocalStore, sha256_file, sha256_json, write_atomically
 
 Status = Literal["validating_files", "queued", "running", "succeeded", "failed", "cancelled", "paused"]
-SPLITS = ("train", "validation", "test", "demonstrations")
 
 
 class Record(BaseModel):
@@ -122,7 +122,6 @@ def start_run(job: Job, home: Home | None = None) -> Run:
     Copies the dataset into the run folder, so that later edits of the user's files change nothing.
     Raises BadInput when a file, the grader or the rate card cannot be used.
     """
-    import graders
     from tasks.dataset import fetch
 
     home = home or open_home()
@@ -132,48 +131,55 @@ def start_run(job: Job, home: Home | None = None) -> Run:
         )
     card = load_rate_card(job.budget.rate_card)
     grader = load_grader(job)
-    with grader:
-        spec = grader.spec
     incoming = home.state / "incoming" / str(os.getpid())
     try:
-        files = {split: fetch(uri, split, incoming) for split, uri in _splits(job).items()}
+        files = {split: fetch(uri, split, incoming) for split, uri in splits(job).items()}
         digests = {split: sha256_file(file) for split, file in files.items()}
-        settings = job.model_dump(
-            mode="json", exclude={"training_file", "validation_file", "test_file", "metadata"}
-        )
-        settings["method"]["reinforcement"]["grader"] = spec
-        if job.warm_start:
-            settings["warm_start"].pop("file")
-        release = version("openrft")
-        base = _model_identity(job.model)
-        fingerprint = sha256_json([settings, digests, base, card.model_dump(mode="json"), release])
-        id = f"ftjob-{fingerprint[:24]}"
+        id = _job_id(job, digests, grader.spec, card)
         run = _existing(home, id)
         if run is None:
+            _refuse_bad_rows(job, files, grader)
             record = Record(
                 id=id,
                 name=job.name,
                 created_at=time.time(),
-                openrft_version=release,
+                openrft_version=version("openrft"),
                 job=job,
                 files=digests,
-                grader=spec,
-                grader_sha256=graders.load(spec).sha256,
+                grader=grader.spec,
+                grader_sha256=grader.sha256,
                 rate_card=card,
             )
             run = Run(home, record)
+            run.save()  # only here: an earlier run of the job may be writing its own record right now
         for split, file in files.items():
             target = run.dataset(split)
             if not (target.is_file() and sha256_file(target) == digests[split]):
-                target.parent.mkdir(parents=True, exist_ok=True)
                 write_atomically(target, file.read_bytes())
-        run.save()
         return run
     finally:
-        for file in incoming.glob("*"):
-            file.unlink()
-        if incoming.is_dir():
-            incoming.rmdir()
+        shutil.rmtree(incoming, ignore_errors=True)
+
+
+def _job_id(job: Job, digests: dict[str, str], grader: dict[str, Any], card: RateCard) -> str:
+    """A hash of all that the result depends on; where files stand and what metadata says is not part of it."""
+    elsewhere = {"training_file", "validation_file", "test_file", "metadata"}
+    settings = job.model_dump(mode="json", exclude=elsewhere)
+    settings["method"]["reinforcement"]["grader"] = grader
+    if job.warm_start:
+        settings["warm_start"].pop("file")
+    parts = [settings, digests, _model_identity(job.model), card.model_dump(mode="json"), version("openrft")]
+    return f"ftjob-{sha256_json(parts)[:24]}"
+
+
+def _refuse_bad_rows(job: Job, files: dict[str, Path], grader: Any) -> None:
+    from tasks.dataset import read_rows, refuse_unfit, refuse_unreadable
+
+    for split, uri in splits(job).items():
+        rows = list(read_rows(files[split]))
+        refuse_unreadable(uri, rows)
+        if split != "demonstrations":
+            refuse_unfit(uri, rows, grader)
 
 
 def load_grader(job: Job) -> Any:
@@ -222,7 +228,8 @@ def _existing(home: Home, id: str) -> Run | None:
         raise StageFailed(f"{home.files}/jobs/{id}/job.json is damaged: {error}") from None
 
 
-def _splits(job: Job) -> dict[str, str]:
+def splits(job: Job) -> dict[str, str]:
+    """Where each file of the job was given."""
     splits = {"train": job.training_file, "validation": job.validation_file, "test": job.test_file}
     if job.warm_start:
         splits["demonstrations"] = job.warm_start.file

@@ -75,13 +75,21 @@ def test_template_names_a_field_that_no_row_has(toy, home):
     grader = json.loads((toy / "grader.json").read_text())
     grader["reference"] = "{{item.knid}}"
     (toy / "grader.json").write_text(json.dumps(grader))
-    run = openrft("validate", str(toy), home=home)
+    message = refused(toy, home)
+    assert "knid" in message
+    assert "kind" in message, "the nearest valid name"
+
+
+def test_a_field_that_one_row_lacks_is_a_finding(toy, home):
+    file = toy / "data" / "train.jsonl"
+    rows = [json.loads(line) for line in file.read_text().splitlines()]
+    del rows[4]["kind"]
+    file.write_text("\n".join(map(json.dumps, rows)))
+    run = openrft("validate", str(toy), "--json", home=home)
     assert run.returncode == 2
-    assert "knid" in run.stdout
-    assert "kind" in run.stdout, "the nearest valid name"
-    full = openrft("run", str(toy), home=home)
-    assert full.returncode == 1 or full.returncode == 2
-    assert "Traceback" not in full.stderr
+    [finding] = [f for f in json.loads(run.stdout)["findings"] if f["severity"] == "critical"]
+    assert finding["check"] == "grader_fields"
+    assert finding["lines"] == [5]
 
 
 def test_broken_grader_file(toy, home):

@@ -88,7 +88,7 @@ def test_mlflow_shows_the_run_and_the_model(pages, browser, finished):
     experiment = _experiment(finished[1])
     run = f"{pages['mlflow']}/#/experiments/{experiment}/runs/{document['mlflow_run_id']}"
     _read(browser, run, "toy", "openrft.job_id")
-    _read(browser, f"{pages['mlflow']}/#/models", "toy", "champion")
+    _read(browser, f"{pages['mlflow']}/#/models/toy", "Versions", "@ champion")
 
 
 def _experiment(home: Path) -> str:
