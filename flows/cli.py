@@ -183,16 +183,19 @@ def jobs(home: HomeOption = None, as_json: JsonOption = False) -> None:
 
 
 def _row(run: Run) -> dict[str, Any]:
+    from tasks.summary import captured
+
     record = run.record
-    trained, evaluated = record.stages.get("train"), record.stages.get("evaluate")
+    steps, _, seconds = captured(run)
+    evaluated = record.stages.get("evaluate")
     return {
         "id": record.id,
         "name": record.name,
         "status": record.status,
         "model": record.job.model,
         "created_at": record.created_at,
-        "steps": trained["steps"] if trained else 0,
-        "billed_seconds": float(trained["billed_seconds"]) if trained else 0.0,
+        "steps": steps,
+        "billed_seconds": float(seconds),
         "gain": evaluated["gain"]["mean"] if evaluated else None,
     }
 

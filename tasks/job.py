@@ -7,6 +7,7 @@ sections with defaults. Docstrings and descriptions here are the form that Prefe
 from __future__ import annotations
 
 import difflib
+import re
 import types
 import typing
 from pathlib import Path
@@ -185,7 +186,8 @@ class Job(Section):
     @property
     def name(self) -> str:
         """Name of the registered model that this job adds a version to."""
-        return self.suffix or Path(self.training_file).resolve().parent.name or "model"
+        name = self.suffix or Path(self.training_file).resolve().parent.name
+        return re.sub(r"[^A-Za-z0-9._-]+", "-", name).strip(".-") or "model"  # MLflow and URIs allow no more
 
     @property
     def hyperparameters(self) -> Hyperparameters:

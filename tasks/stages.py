@@ -156,7 +156,13 @@ def _in_worker(run_id: str, stage: str, *arguments: str) -> tuple[Run, dict[str,
             if stage in ("warm_start", "train") and 2 * event.get("step", 0) >= event.get("steps", 0) > 0:
                 process.standby(2)
 
-        return run, process.run_stage(run, stage, and_prepare, *arguments)
+        try:
+            return run, process.run_stage(run, stage, and_prepare, *arguments)
+        except process.Killed as error:  # tried again where that helps; either way it should be seen
+            event = {"t": time.time(), "type": "warning", "message": str(error)}
+            run.emit("warning", message=str(error))
+            on_event(event)
+            raise
 
 
 @task(name="validate", **kept, **patient)

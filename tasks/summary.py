@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+from decimal import Decimal
 from typing import Any
 
 from tasks.run import Run
+from tasks.train import checkpoint
 
 
 def summary(run: Run) -> dict[str, Any]:
     """Status, bill, evidence, model version and where things are; absent parts are None."""
     record, stages = run.record, run.record.stages
-    trained, evaluated, registered = (stages.get(name) for name in ("train", "evaluate", "register"))
+    evaluated, registered = stages.get("evaluate"), stages.get("register")
+    steps, weights, seconds = captured(run)
     return {
         "id": record.id,
         "name": record.name,
@@ -20,11 +23,11 @@ def summary(run: Run) -> dict[str, Any]:
         "seed": record.job.seed,
         "created_at": record.created_at,
         "finished_at": record.finished_at,
-        "steps": trained["steps"] if trained else 0,
-        "weights_sha256": trained["weights_sha256"] if trained else None,
+        "steps": steps,
+        "weights_sha256": weights,
         "billing": {
-            "seconds": float(trained["billed_seconds"]) if trained else 0.0,
-            "usd": float(trained["billed_usd"]) if trained else 0.0,
+            "seconds": float(seconds),
+            "usd": float(record.rate_card.charge(seconds)),
             "rate_card": record.rate_card.name,
         },
         "evaluation": {
@@ -46,6 +49,21 @@ def summary(run: Run) -> dict[str, Any]:
         "flow_run_id": record.flow_run_id,
         "report": run.uri("report.html"),
     }
+
+
+def captured(run: Run) -> tuple[int, str | None, Decimal]:
+    """(steps, weights, billed seconds) of a job: of its best checkpoint once trained, else of its newest.
+
+    A job that is still training, or was stopped, is billed what its newest retained checkpoint holds.
+    """
+    trained = run.record.stages.get("train")
+    if trained:
+        return trained["steps"], trained["weights_sha256"], Decimal(trained["billed_seconds"])
+    found = checkpoint.steps(run)
+    if not found:
+        return 0, None, Decimal(0)
+    newest = checkpoint.describe(run, found[-1])
+    return newest.step, newest.weights_sha256, newest.billed_seconds
 
 
 def _aliases(run: Run, registered: dict[str, Any]) -> list[str]:

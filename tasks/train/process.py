@@ -75,7 +75,8 @@ def run_stage(
     run.publish("work", "events.jsonl")
     if code < 0:
         name = signal.Signals(-code).name
-        raise Killed(f"{stage}: the worker process was killed by {name}. Its last output is in {log}")
+        why = ", by hand or by the system for want of memory" if name == "SIGKILL" else ""
+        raise Killed(f"{stage}: the worker process was killed ({name}{why}). Its last output is in {log}")
     document = json.loads(outcome.read_text("utf-8")) if outcome.exists() else {}
     if "result" in document:
         result: dict[str, Any] = document["result"]
