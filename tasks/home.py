@@ -70,7 +70,7 @@ def configure_environment(home: Home, quiet: bool = True) -> None:
         "PREFECT_SERVER_LOGGING_LEVEL": "ERROR",
         "PREFECT_CLOUD_ENABLE_ORCHESTRATION_TELEMETRY": "false",
         "TOKENIZERS_PARALLELISM": "false",
-        "TRL_DISABLE_TELEMETRY": "1",
+        "TQDM_DISABLE": "1",  # progress is ours to show
     }
     for name, value in defaults.items():
         os.environ.setdefault(name, value)

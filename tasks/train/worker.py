@@ -37,7 +37,6 @@ def main(argv: list[str]) -> int:
 
     home = open_home()
     configure_environment(home)
-    os.environ.setdefault("TQDM_DISABLE", "1")
     sys.modules["mlflow"] = None  # type: ignore[assignment]  # TRL imports it where it can: 1.3 s for nothing
     if argv == ["--attached"]:
         import tasks.train.loop  # noqa: F401
