@@ -24,13 +24,7 @@ def promote(model: str, version: int) -> dict[str, Any]:
     tags = registry.version_tags(home, model, version)
     champion = registry.aliases(home, model).get("champion")
     if champion == version:
-        return {
-            "model": model,
-            "version": version,
-            "champion": version,
-            "changed": False,
-            "reason": "it is champion",
-        }
+        return _outcome(model, version, champion, "it is champion already")
     run_id = tags.get(registry.VERSION_TAG_JOB)
     if run_id is None:
         raise BadInput(
@@ -48,18 +42,17 @@ def promote(model: str, version: int) -> dict[str, Any]:
                 f"version {version} is not shown to be better than champion {champion}: {gain.mean:+.3f} "
                 f"(95 % interval {gain.low:+.3f} to {gain.high:+.3f}); the champion stays"
             )
-            return {
-                "model": model,
-                "version": version,
-                "champion": champion,
-                "changed": False,
-                "reason": reason,
-            }
+            stages.record_promotion(run_id, reason=reason)
+            return _outcome(model, version, champion, reason)
     deployment = stages.publish_and_smoke(run_id, model, version)
     why = f"job {run_id}: smoke test {deployment.smoke_reward:.3f} on {deployment.smoke_rows} rows"
     registry.make_champion(home, model, version, why)
     stages.record_promotion(run_id, deployment)
-    return {"model": model, "version": version, "champion": version, "changed": True}
+    return _outcome(model, version, version, why)
+
+
+def _outcome(model: str, version: int, champion: int, reason: str) -> dict[str, Any]:
+    return {"model": model, "version": version, "champion": champion, "reason": reason}
 
 
 @flow(name="rollback", flow_run_name="{model}", persist_result=False)

@@ -63,6 +63,7 @@ class Problem:
     path: str  # where in the grader, e.g. "graders.a.input"
     key: str  # the part that was not found, e.g. "item.refrence"
     message: str
+    every_row: bool = False  # no row will do, so nothing can be graded
 
 
 def nearest(name: str, valid: Iterable[str]) -> str:

@@ -39,7 +39,7 @@ def _check_path(where: str, source: str, path: Path, items: Sequence[dict[str, A
     if found and len(found) == len(items):
         key = found[0].key
         hint = _hint(path, items)
-        return [Problem(0, source, where, key, f"no row has {key}{hint}")]
+        return [Problem(0, source, where, key, f"no row has {key}{hint}", every_row=True)]
     return found
 
 
@@ -74,7 +74,7 @@ def check_sources(sources: Sequence[tuple[str, str]], items: Sequence[dict[str, 
             message = (
                 "grade(item, sample) has its arguments the wrong way round: grade(sample, item) is called"
             )
-            problems.append(Problem(0, "grade(item, sample)", where, "item", message))
+            problems.append(Problem(0, "grade(item, sample)", where, "item", message, every_row=True))
         elif len(names) >= 2 and items:
             problems += _read_keys(function, names[1], where, keys)
     return problems

@@ -179,12 +179,10 @@ def refuse_unreadable(uri: str, rows: list[tuple[int, Any]]) -> None:
 
 
 def refuse_unfit(uri: str, rows: list[tuple[int, Any]], grader: Any) -> None:
-    """Raise BadInput when a template of the grader names what not a single row has."""
-    problems = grader.check([row for _, row in rows])
-    if len({problem.row for problem in problems}) == len(rows):
-        raise BadInput(
-            f"{uri}: no row has what the grader asks for. Line {rows[0][0]}: {problems[0].message}"
-        )
+    """Raise BadInput when the grader asks for what not a single row has."""
+    for problem in grader.check([row for _, row in rows]):
+        if problem.every_row:
+            raise BadInput(f"{uri}: {problem.message}; the grader reads it in {problem.path}")
 
 
 def _facts(split: str, rows: list[tuple[int, Any]], tokenizer: Any) -> list[dict[str, Any]]:
