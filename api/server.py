@@ -22,6 +22,7 @@ def serve(home: Home, host: str, port: int, as_json: bool) -> None:
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
         listener.bind((host, port))
+        listener.listen()  # from here on a request waits rather than being refused
     except OSError as error:
         raise BadInput(f"cannot listen on {host}:{port}: {error.strerror}; choose another --port") from None
     address = f"http://{host}:{listener.getsockname()[1]}/v1"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import signal
 import socket
@@ -103,3 +104,32 @@ def test_the_report_opens_without_a_network(browser, finished):
     text = _read(browser, Path(document["report"]).as_uri(), "95 %", "toy")
     gain = document["evaluation"]["gain"]
     assert f"{gain['mean']:+.3f}"[:5] in text.replace("−", "-")
+
+
+def test_deployments_are_accepted_and_draw_the_job_form(pages, browser, finished, tmp_path):
+    """deployments/prefect.yaml on a real server: three deployments; the form of `retrain` is the Job model."""
+    import httpx
+
+    root = Path(__file__).parents[2]
+    environment = {
+        **os.environ,
+        "PREFECT_API_URL": f"{pages['prefect']}/api",
+        "PREFECT_HOME": str(tmp_path / "prefect"),
+        "OPENRFT_CODE": str(root),
+        "OPENRFT_HOME": str(finished[1]),
+    }
+    prefect = str(Path(sys.executable).with_name("prefect"))
+    file = "deployments/prefect.yaml"
+    for command in (
+        ["work-pool", "create", "train", "--type", "process"],
+        ["--no-prompt", "deploy", "--all", "--prefect-file", file],
+    ):
+        done = subprocess.run([prefect, *command], cwd=root, env=environment, capture_output=True, text=True)
+        assert done.returncode == 0, done.stdout + done.stderr
+    found = httpx.post(f"{pages['prefect']}/api/deployments/filter", json={}).json()
+    by_name = {deployment["name"]: deployment for deployment in found}
+    assert set(by_name) == {"retrain", "promote", "rollback"}
+    schema = by_name["retrain"]["parameter_openapi_schema"]
+    assert "training_file" in schema["definitions"]["Job"]["properties"]
+    form = f"{pages['prefect']}/deployments/deployment/{by_name['retrain']['id']}/run"
+    _read(browser, form, "Training File", "Warm Start")

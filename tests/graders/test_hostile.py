@@ -404,7 +404,7 @@ def test_attack_while_the_source_is_loaded(name, monkeypatch):
 def test_two_pools_do_not_see_each_other():
     source = (
         "import os\nfrom pathlib import Path\ndef grade(sample, item):\n"
-        "    n = len(list(Path('/tmp').iterdir()))\n    Path('/tmp/mine').write_text('x')\n    return float(n)"
+        "    seen = Path('/tmp/mine').exists()\n    Path('/tmp/mine').write_text('x')\n    return float(seen)"
     )
     spec = {"type": "python", "name": "a", "source": source}
     with load(spec, workers=2) as one, load(spec, workers=2) as two:
