@@ -5,6 +5,7 @@ Answers come whole; `stream`, `tools` and JSON schemas are refused by name rathe
 
 from __future__ import annotations
 
+import json
 import time
 import uuid
 from typing import Annotated, Any, Literal
@@ -12,18 +13,47 @@ from typing import Annotated, Any, Literal
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 from starlette.exceptions import HTTPException
 
 from api.engine import Engine
+
+
+class TextPart(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+
+    type: Literal["text"]
+    text: str
 
 
 class Message(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
     role: Literal["system", "developer", "user", "assistant", "tool"]
-    content: str
+    content: str | list[TextPart]
     name: str | None = None
+
+    def as_row(self) -> dict[str, str]:
+        """The message as a dataset row holds it."""
+        text = self.content if isinstance(self.content, str) else "".join(part.text for part in self.content)
+        return {"role": self.role, "content": text}
+
+
+class TextFormat(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+
+    type: Literal["text"]
+
+
+def _only(supported: Any) -> Any:
+    """A validator for an option that has one supported value so far: any other is refused by name."""
+
+    def check(value: Any) -> Any:
+        if value not in (None, supported):
+            raise ValueError(f"only {json.dumps(supported)} is supported so far")
+        return value
+
+    return check
 
 
 class ChatRequest(BaseModel):
@@ -35,12 +65,15 @@ class ChatRequest(BaseModel):
     messages: Annotated[list[Message], Field(min_length=1)]
     n: int = Field(1, ge=1, le=128)
     temperature: float = Field(1.0, ge=0, le=2)
-    top_p: float = Field(1.0, ge=1, le=1)
+    top_p: Annotated[float | None, AfterValidator(_only(1.0))] = None
+    frequency_penalty: Annotated[float | None, AfterValidator(_only(0.0))] = None
+    presence_penalty: Annotated[float | None, AfterValidator(_only(0.0))] = None
+    response_format: TextFormat | None = None
     max_tokens: int | None = Field(None, ge=1)
     max_completion_tokens: int | None = Field(None, ge=1)
-    seed: int | None = None
+    seed: int | None = Field(None, ge=-(2**63), lt=2**63)
     stop: str | list[str] | None = None
-    stream: Literal[False] = False
+    stream: Annotated[bool | None, AfterValidator(_only(False))] = None
     user: str | None = None
     metadata: dict[str, str] | None = None
     store: bool | None = None
@@ -75,7 +108,7 @@ def create_app(engine: Engine) -> FastAPI:
         try:
             prompt_tokens, answers = engine.chat(
                 found.key,
-                [m.model_dump(exclude_none=True) for m in body.messages],
+                [m.as_row() for m in body.messages],
                 n=body.n,
                 temperature=body.temperature,
                 max_tokens=body.max_completion_tokens or body.max_tokens,
@@ -127,6 +160,8 @@ def _error(status: int, message: str, kind: str, param: str | None = None) -> JS
 def _invalid(request: Request, error: Exception) -> JSONResponse:
     assert isinstance(error, RequestValidationError)
     first = error.errors()[0]
+    if first["type"] == "json_invalid":
+        return _error(400, "The request body is not valid JSON.", "invalid_request_error")
     param = ".".join(str(part) for part in first["loc"] if part != "body")
     if first["type"] == "extra_forbidden":
         return _error(400, f"Unknown or unsupported parameter: '{param}'.", "invalid_request_error", param)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -41,8 +42,13 @@ JobArgument = Annotated[str, typer.Argument(metavar="JOB", help="An id, a name, 
 
 def main() -> None:
     """Run the command line; a user's mistake is one message on standard error, never a traceback."""
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that servers and workers are ended as well
     try:
         app()
+    except SystemExit as end:
+        if end.code == 130:  # Typer's for Ctrl-C
+            print("Stopped. The same command goes on where this one left off.", file=sys.stderr)
+        raise
     except Exception as error:
         code = _exit_code(error)
         if code is None or os.environ.get("OPENRFT_DEBUG"):
@@ -53,21 +59,23 @@ def main() -> None:
         Console(stderr=True, highlight=False, soft_wrap=True).print(f"[bold red]{label}:[/]", end=" ")
         print(error, file=sys.stderr)
         sys.exit(code)
-    except KeyboardInterrupt:
-        print("Stopped. The same command goes on where this one left off.", file=sys.stderr)
-        sys.exit(130)
 
 
 def _exit_code(error: Exception) -> int | None:
     from tasks.errors import BadInput, StageFailed
 
-    return 2 if isinstance(error, BadInput) else 1 if isinstance(error, StageFailed) else None
+    return 2 if isinstance(error, BadInput) else 1 if isinstance(error, (StageFailed, OSError)) else None
 
 
 def _home(given: str | None, verbose: bool = False) -> Home:
+    from tasks.errors import BadInput
     from tasks.home import configure_environment, open_home
 
     home = open_home(given)
+    try:
+        home.state.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise BadInput(f"home {home.state}: {error.strerror}; choose another with --home") from None
     configure_environment(home, quiet=not verbose)
     return home
 
@@ -183,7 +191,7 @@ def jobs(home: HomeOption = None, as_json: JsonOption = False) -> None:
 
 
 def _row(run: Run) -> dict[str, Any]:
-    from tasks.summary import captured
+    from tasks.summary import captured, status
 
     record = run.record
     steps, _, seconds = captured(run)
@@ -191,7 +199,7 @@ def _row(run: Run) -> dict[str, Any]:
     return {
         "id": record.id,
         "name": record.name,
-        "status": record.status,
+        "status": status(run),
         "model": record.job.model,
         "created_at": record.created_at,
         "steps": steps,

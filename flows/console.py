@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 out = Console(highlight=False)
 if not out.is_terminal:
     out = Console(highlight=False, width=200)
+ROUNDING = {"hundredth_hour": ", time rounded to hundredths of an hour", "cents": ""}
 LABELS = {
     "validate": "checking the data",
     "warm_start": "warm start",
@@ -155,13 +156,14 @@ def show_summary(document: dict[str, Any]) -> None:
         table.add_row(
             "billed",
             f"{billing['seconds']:.1f} s of training, {document['steps']} steps   "
-            f"{billing['usd']:.2f} USD (rate card {billing['rate_card']})",
+            f"{billing['usd']:.2f} USD (rate card {billing['rate_card']}{ROUNDING[billing['rounding']]})",
         )
     if document["model_version"]:
         version = document["model_version"]
         names = ", ".join(document["aliases"]) or "no alias"
         table.add_row("model", f"{version['name']} version {version['version']}  ({names})")
-    table.add_row("report", document["report"])
+    if document["report"]:
+        table.add_row("report", document["report"])
     out.print(table)
     if "champion" in document["aliases"]:
         say(f'\nServe it:  openrft serve     then ask for model "{document["model_version"]["name"]}"')
@@ -261,7 +263,7 @@ def grade(
 
             found = regrade(loaded, samples, target, other, on_grade)
     except graders.GraderError as error:
-        raise BadInput(f"{grader}: {error}") from None
+        raise BadInput(str(error)) from None
     if as_json:
         print(json.dumps(found.to_dict(), indent=2))
         return

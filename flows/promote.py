@@ -9,6 +9,7 @@ from prefect import flow
 from tasks import registry, stages
 from tasks.errors import BadInput, GateClosed
 from tasks.home import open_home
+from tasks.run import open_run
 from tasks.store import get_folder
 
 
@@ -30,9 +31,11 @@ def promote(model: str, version: int) -> dict[str, Any]:
         raise BadInput(
             f"model {model} version {version} was not made by a job of this home; it has no evidence"
         )
-    if float(tags["openrft.test_gain_low"]) <= 0:
+    bar = open_run(run_id, home).job.promotion.min_gain
+    if float(tags["openrft.test_gain_low"]) <= bar:
         raise GateClosed(
-            f"{model} version {version} is not better than its base on held-out rows; not promoted"
+            f"{model} version {version} gains {float(tags['openrft.test_gain']):+.3f} over its base on held-out rows "
+            f"(at least {float(tags['openrft.test_gain_low']):+.3f}), which does not clear {bar:+g}; not promoted"
         )
     if champion is not None:
         comparison = stages.compare(run_id, champion)

@@ -28,8 +28,8 @@ def retrain(job: Job) -> dict[str, Any]:
         up_to_calibration(run)
         stages.train.with_options(retries=job.resources.restarts)(run.id)
         evaluation = stages.evaluate(run.id)
-        version = stages.register(run.id)
         gate("evaluate", evaluation.ok, [evaluation.reason])
+        version = stages.register(run.id)
         if job.promotion.approval == "none":
             promote(version.name, version.version)
     return {"job": run.id, "unchanged": False}

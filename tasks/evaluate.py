@@ -82,7 +82,7 @@ def evaluate(run: Run) -> EvaluationReport:
         greedy_gain=greedy_gain,
         ok=ok,
         reason=(
-            f"reward rises by {gain.mean:+.3f} (95 % interval {gain.low:+.3f} to {gain.high:+.3f}) on {len(rows)} "
+            f"reward changes by {gain.mean:+.3f} (95 % interval {gain.low:+.3f} to {gain.high:+.3f}) on {len(rows)} "
             f"held-out rows"
             + ("" if ok else ": the interval does not lie above zero, so no improvement is shown")
         ),

@@ -186,12 +186,16 @@ class Job(Section):
     @property
     def name(self) -> str:
         """Name of the registered model that this job adds a version to."""
-        name = self.suffix or Path(self.training_file).resolve().parent.name
-        return re.sub(r"[^A-Za-z0-9._-]+", "-", name).strip(".-") or "model"  # MLflow and URIs allow no more
+        return self.suffix or clean_name(Path(self.training_file).resolve().parent.name)
 
     @property
     def hyperparameters(self) -> Hyperparameters:
         return self.method.reinforcement.hyperparameters
+
+
+def clean_name(name: str) -> str:
+    """A folder's name as a model's name: letters, digits, dots, dashes and underscores, at most 64."""
+    return re.sub(r"[^A-Za-z0-9._-]+", "-", name).strip("._-")[:64].strip("._-") or "model"
 
 
 def load_job(path: Path) -> Job:
@@ -233,7 +237,7 @@ def load_job(path: Path) -> Job:
     if (base / job.model).is_dir():
         job.model = str(base / job.model)
     if job.suffix is None:
-        job.suffix = base.name
+        job.suffix = clean_name(base.name)
     return job
 
 

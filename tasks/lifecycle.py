@@ -27,7 +27,8 @@ def lifecycle(run: Run, ends: Status = "succeeded") -> Iterator[None]:
         except BaseException as error:
             status = "failed" if isinstance(error, Exception) else "cancelled"
             code = "gate_closed" if isinstance(error, GateClosed) else type(error).__name__
-            failure = {"code": code, "message": str(error) or code}
+            stopped = "stopped by hand or by the system; run the job again to go on"
+            failure = {"code": code, "message": str(error) if isinstance(error, Exception) else stopped}
             raise
         finally:
             run.record = open_run(run.id, run.home).record  # stages have written their results meanwhile
@@ -50,6 +51,19 @@ def write_report(run: Run) -> None:
     draw(run)
     run.publish("report.html", "events.jsonl")
     tracking.log_report(run, "report.html")
+
+
+def is_held(run: Run) -> bool:
+    """Is a process of this machine working on the job? Of other machines' processes nothing is known: True."""
+    file = run.home.state / "locks" / run.id
+    if not file.exists():
+        return True
+    with file.open("a+") as handle:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            return True
+    return False
 
 
 @contextlib.contextmanager

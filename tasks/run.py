@@ -6,6 +6,8 @@ model, OpenRFT's version), so the same job meets its own folder again and contin
 
 from __future__ import annotations
 
+import contextlib
+import difflib
 import json
 import os
 import shutil
@@ -129,6 +131,8 @@ def start_run(job: Job, home: Home | None = None) -> Run:
         raise BadInput(
             "method.reinforcement.response_format: constrained sampling is not available yet; remove it"
         )
+    if job.model == "tiny" and job.warm_start is None:
+        raise BadInput("model: tiny starts from nothing; give it a warm_start with a file of demonstrations")
     card = load_rate_card(job.budget.rate_card)
     grader = load_grader(job)
     incoming = home.state / "incoming" / str(os.getpid())
@@ -215,7 +219,12 @@ def open_run(reference: str, home: Home | None = None) -> Run:
 
 def list_runs(home: Home) -> list[Run]:
     """All runs of a home, newest first."""
-    runs = [_existing(home, id) for id in home.store.names("jobs")]
+    runs = []
+    for id in home.store.names("jobs"):
+        with contextlib.suppress(
+            StageFailed
+        ):  # one damaged record must not hide the others; asked by id, it is told
+            runs.append(_existing(home, id))
     return sorted((run for run in runs if run), key=lambda run: -run.record.created_at)
 
 
@@ -241,4 +250,8 @@ def _model_identity(model: str) -> Any:
     folder = Path(model)
     if folder.is_dir():
         return {p.name: sha256_file(p) for p in sorted(folder.iterdir()) if p.is_file()}
+    if model.startswith((".", "/", "~")):
+        raise BadInput(f"model: no folder {model}")
+    if model != "tiny" and "/" not in model and difflib.get_close_matches(model, ["tiny"], 1, 0.7):
+        raise BadInput(f"model: {model!r} is neither a folder nor a model of that name. Did you mean `tiny`?")
     return model

@@ -5,6 +5,7 @@ from __future__ import annotations
 from decimal import Decimal
 from typing import Any
 
+from tasks import lifecycle
 from tasks.run import Run
 from tasks.train import checkpoint
 
@@ -17,7 +18,7 @@ def summary(run: Run) -> dict[str, Any]:
     return {
         "id": record.id,
         "name": record.name,
-        "status": record.status,
+        "status": status(run),
         "error": record.error,
         "model": record.job.model,
         "seed": record.job.seed,
@@ -29,6 +30,7 @@ def summary(run: Run) -> dict[str, Any]:
             "seconds": float(seconds),
             "usd": float(record.rate_card.charge(seconds)),
             "rate_card": record.rate_card.name,
+            "rounding": record.rate_card.rounding,
         },
         "evaluation": {
             "rows": evaluated["rows"],
@@ -47,8 +49,14 @@ def summary(run: Run) -> dict[str, Any]:
         "deployment": stages.get("deploy"),
         "mlflow_run_id": record.mlflow_run_id,
         "flow_run_id": record.flow_run_id,
-        "report": run.uri("report.html"),
+        "report": run.uri("report.html") if run.home.store.exists(f"{run.key}/report.html") else None,
     }
+
+
+def status(run: Run) -> str:
+    """The record's status; `interrupted` for a job that says it is running while no process holds its lock."""
+    alive = run.record.status != "running" or lifecycle.is_held(run)
+    return run.record.status if alive else "interrupted"
 
 
 def captured(run: Run) -> tuple[int, str | None, Decimal]:

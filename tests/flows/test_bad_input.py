@@ -137,3 +137,22 @@ def test_serve_before_anything_was_deployed(tmp_path):
     run = openrft("serve", home=tmp_path / "home")
     assert run.returncode == 1
     assert "no deployed model" in run.stderr
+
+
+def test_tiny_needs_a_warm_start_and_a_home_that_can_be_written(toy, tmp_path, home):
+    edit(toy, lambda job: job.update(model="tinny"))
+    assert "Did you mean `tiny`?" in refused(toy, home)
+    edit(toy, lambda job: (job.update(model="tiny"), job.pop("warm_start")))
+    assert "warm_start" in refused(toy, home)
+    (tmp_path / "file").write_text("")
+    run = openrft("validate", str(toy), "--home", str(tmp_path / "file"), home=home)
+    assert run.returncode == 2
+    assert "Traceback" not in run.stderr
+
+
+def test_a_folder_of_any_name_names_its_model(tmp_path, home):
+    folder = write_toy(tmp_path / "my jöb (1) & co's %20")
+    edit(folder, lambda job: job.pop("suffix"))
+    assert openrft("validate", str(folder), home=home).returncode == 0
+    [job] = json.loads(openrft("jobs", "--json", home=home).stdout)
+    assert job["name"] == "my-j-b-1-co-s-20"

@@ -250,6 +250,19 @@ def test_served_with_the_openai_client(finished, document):
                 client.chat.completions.create(model="no-such", messages=rows[0]["messages"])
             with pytest.raises(openai.BadRequestError, match="stream"):
                 client.chat.completions.create(model="toy", messages=rows[0]["messages"], stream=True)
+            plain = {
+                "temperature": 0,
+                "top_p": 1,
+                "frequency_penalty": 0,
+                "response_format": {"type": "text"},
+            }
+            parts = [
+                {"role": "user", "content": [{"type": "text", "text": rows[0]["messages"][0]["content"]}]}
+            ]
+            reply = client.chat.completions.create(model="toy", messages=parts, **plain)
+            assert reply.choices[0].message.content == rows[0]["kind"], "what changes nothing is accepted"
+            with pytest.raises(openai.BadRequestError, match="top_p.*only 1.0 is supported"):
+                client.chat.completions.create(model="toy", messages=rows[0]["messages"], top_p=0.5)
             with pytest.raises(openai.BadRequestError, match="messages"):
                 client.chat.completions.create(model="toy", messages=[])
         finally:

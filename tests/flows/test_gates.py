@@ -30,6 +30,11 @@ def test_calibration_refuses(tmp_path, source, reason):
     shown = json.loads(openrft("show", "latest", "--json", home=home).stdout)
     assert shown["status"] == "failed"
     assert shown["error"]["code"] == "gate_closed"
-    assert shown["billing"] == {"seconds": 0.0, "usd": 0.0, "rate_card": "openai"}
+    assert shown["billing"] == {
+        "seconds": 0.0,
+        "usd": 0.0,
+        "rate_card": "openai",
+        "rounding": "hundredth_hour",
+    }
     report = (home / "jobs" / shown["id"] / "report.html").read_text()
     assert reason in report
