@@ -119,7 +119,11 @@ def regrade(
     with another grader or other samples.
     """
     samples = Path(samples_path)
-    total = count_rows(samples)
+    total = sum(1 for _ in read_rows(samples))  # every row is read once before anything is written
+    if not total:
+        raise GraderError(f"{samples.name}: holds no rows")
+    if out_path is not None and not Path(out_path).absolute().parent.is_dir():
+        raise GraderError(f"no folder {Path(out_path).absolute().parent} to write grades in")
     with _Output(out_path, grader, samples) as output:
         tally, done = _Tally(), len(output.earlier)
         for row in output.earlier:
@@ -200,16 +204,6 @@ def _from_parquet(value: Any) -> Any:
         if isinstance(value, dict)
         else value
     )
-
-
-def count_rows(path: Path) -> int:
-    """Rows in a samples file, without holding it."""
-    if path.suffix == ".parquet":
-        import pyarrow.parquet as parquet
-
-        return int(parquet.read_metadata(path).num_rows)
-    with open(path, "rb") as lines:
-        return sum(1 for line in lines if line.strip())
 
 
 def read_grades(path: Path) -> Iterator[dict[str, Any]]:

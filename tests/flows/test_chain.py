@@ -261,7 +261,7 @@ def test_served_with_the_openai_client(finished, document):
             ]
             reply = client.chat.completions.create(model="toy", messages=parts, **plain)
             assert reply.choices[0].message.content == rows[0]["kind"], "what changes nothing is accepted"
-            with pytest.raises(openai.BadRequestError, match="top_p.*only 1.0 is supported"):
+            with pytest.raises(openai.BadRequestError, match=r"top_p.*only 1\.0 is supported"):
                 client.chat.completions.create(model="toy", messages=rows[0]["messages"], top_p=0.5)
             with pytest.raises(openai.BadRequestError, match="messages"):
                 client.chat.completions.create(model="toy", messages=[])

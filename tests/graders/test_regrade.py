@@ -157,3 +157,12 @@ def test_output_json_is_parsed_for_python_graders(tmp_path):
     with load(spec, workers=1) as grader:
         assert regrade(grader, tmp_path / "s.jsonl").graders["reward"].mean == 0.5
     assert sample_from_text('{"a": 0.5}')["output_json"] == {"a": 0.5}
+
+
+@pytest.mark.parametrize("lines", ["", '{"item": {}, "sample": {"output_text": "x"}}\n{"item": 1}\n'])
+def test_nothing_is_written_for_samples_that_cannot_be_read(tmp_path, lines):
+    samples, out = tmp_path / "s.jsonl", tmp_path / "grades.jsonl"
+    samples.write_text(lines)
+    with load(SPEC) as grader, pytest.raises(GraderError, match=r"s\.jsonl"):
+        regrade(grader, samples, out)
+    assert [p.name for p in tmp_path.iterdir()] == ["s.jsonl"]
