@@ -196,12 +196,6 @@ def make_champion(home: Home, name: str, version: int, why: str) -> None:
         raise
 
 
-def history(home: Home, name: str) -> list[dict[str, Any]]:
-    key = f"models/{name}/history.jsonl"
-    lines = home.store.read(key).decode().splitlines() if home.store.exists(key) else []
-    return [json.loads(line) for line in lines]
-
-
 def bundle_key(home: Home, reference: str) -> str:
     """Store key of the published bundle of `name@alias` or `name/version`. Raises BadInput."""
     if "@" in reference:

@@ -15,6 +15,9 @@ import openai
 import pytest
 from toy import openrft, write_toy
 
+from tasks import registry
+from tasks.home import open_home
+
 
 @pytest.fixture(scope="module")
 def document(finished):
@@ -286,6 +289,15 @@ def test_second_version_rollback_and_promote(finished, document, tmp_path):
     assert refused.returncode == 1
     assert "the champion stays" in refused.stderr
     assert "Traceback" not in refused.stderr
+    registry.make_champion(open_home(str(copied)), "toy", 2, "moved by hand")
+    back = openrft("rollback", "toy", "--json", home=copied)
+    assert back.returncode == 0, back.stderr
+    assert json.loads(back.stdout) == {"model": "toy", "champion": 1, "was": 2}
+    served = json.loads((copied / "models/toy/aliases.json").read_text())
+    assert served == {"challenger": 2, "champion": 1, "previous": 2}, "what is served follows the registry"
+    moves = [json.loads(line) for line in (copied / "models/toy/history.jsonl").read_text().splitlines()]
+    assert [(m["from"], m["to"]) for m in moves if m["alias"] == "champion"] == [(None, 1), (1, 2), (2, 1)]
+    assert all(m["who"] and m["why"] for m in moves)
 
 
 def test_bundles_are_refused_when_a_byte_is_wrong(finished, tmp_path):
